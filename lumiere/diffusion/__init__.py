@@ -1,0 +1,1 @@
+"""Noise, independent of any network: the objective, what predicts, and the reverse loop."""
