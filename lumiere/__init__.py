@@ -1,0 +1,26 @@
+"""Lumiere: text to video with a Space-Time U-Net that makes the whole clip at once (arXiv 2401.12945)."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lumiere.model.stunet import STUNet
+    from lumiere.pipeline import LumierePipeline
+
+__version__ = "0.1.0"
+__all__ = ["LumierePipeline", "STUNet", "__version__"]
+
+# Imported at the first use: torch and diffusers take seconds, and `lumiere --help` needs neither.
+_HOMES = {"STUNet": "lumiere.model.stunet", "LumierePipeline": "lumiere.pipeline"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'lumiere' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
