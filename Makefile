@@ -1,0 +1,49 @@
+# Needs Python 3.11 or newer with pip, and make; everything else is installed into $(VENV).
+PYTHON ?= python3
+VENV ?= .venv
+PROMPT ?= a red ball bouncing on a beach
+SEED ?= 0
+OUT ?= outputs
+# For a Linux machine without an NVIDIA card, TORCH_ARGS="--index-url https://download.pytorch.org/whl/cpu"
+# saves a download of gigabytes.
+TORCH_ARGS ?=
+
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check install --quiet
+
+.PHONY: demo test test-all check venv clean
+.DEFAULT_GOAL := demo
+
+demo: $(VENV)/.ready
+	@$(PY) -m lumiere generate "$(PROMPT)" --seed $(SEED) --out "$(OUT)"
+
+test: $(VENV)/.ready-dev
+	$(PY) -m pytest -q -m "not slow"
+
+test-all: $(VENV)/.ready-dev
+	$(PY) -m pytest -q
+
+check: $(VENV)/.ready-dev
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+	$(PY) -m pytest -q tests/test_architecture.py
+
+venv: $(VENV)/.ready-dev
+
+# The stamps make a second call instant; a call that was cut short is taken up again by the next.
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Lumiere needs Python 3.11 or newer; this is " + sys.version.split()[0] + " (say which: make PYTHON=python3.12)")'
+	@echo "Building the environment in $(VENV): once, some minutes."
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) -c constraints.txt $(TORCH_ARGS) torch==2.13.0
+	@$(PIP) -c constraints.txt setuptools
+	@$(PIP) -c constraints.txt --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.ready-dev: $(VENV)/.ready
+	@$(PIP) -c constraints.txt --no-build-isolation -e ".[dev]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
