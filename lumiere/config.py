@@ -134,7 +134,7 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|True
 def _read_yaml(path: Path) -> dict[str, Any]:
     """The mapping that a YAML file holds; an empty file is an empty mapping."""
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 (a SafeLoader)
+        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: cannot be read as a settings file ({error})") from None
     except yaml.YAMLError as error:
@@ -162,9 +162,9 @@ def _set(data: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _override_value(cls: type[Settings], key: str, text: str) -> Any:
-    """The YAML value of an override's text, or the text itself where the setting wants text that looks like a number."""
+    """The YAML value of an override's text, or the bare text where the setting wants text and YAML sees another type."""
     try:
-        value = yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
+        value = yaml.load(text, _Loader)
     except yaml.YAMLError:
         return text
     *parents, last = key.split(".")

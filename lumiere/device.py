@@ -1,0 +1,84 @@
+"""Which device and which number format to compute in: what this machine does fast."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPE_CHOICES = ("auto", *DTYPES)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where to compute, in what number format, and why, in words for a person."""
+
+    device: torch.device
+    dtype: torch.dtype
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.device}, {str(self.dtype).removeprefix('torch.')} ({self.reason})"
+
+
+def choose_placement(device: str = "auto", dtype: str = "auto") -> Placement:
+    """The device and number format asked for; ``auto`` is the fastest of this machine.
+
+    Raises ValueError for a device that this machine lacks, or a format that is unknown or that the device cannot do.
+    """
+    if dtype not in DTYPE_CHOICES:
+        raise ValueError(f"dtype is {dtype!r}; known are {', '.join(DTYPE_CHOICES)}")
+    chosen = _fastest_device() if device == "auto" else _checked_device(device)
+    if dtype == "auto":
+        fast, reason = _fast_dtype(chosen)
+        return Placement(chosen, fast, reason)
+    if dtype == "float16" and chosen.type == "cpu":
+        raise ValueError("dtype is float16, which a processor only emulates; use bfloat16 or float32 on the cpu")
+    return Placement(chosen, DTYPES[dtype], "as asked")
+
+
+def has_fast_bfloat16(capabilities: Mapping[str, Any]) -> bool:
+    """Whether a processor with these ``torch.cpu.get_capabilities()`` multiplies bf16 in hardware.
+
+    torch itself calls bf16 supported on any AVX-512 machine, also where it converts to fp32 and back and is slower.
+    ARM's ``bf16`` is not counted: torch's convolutions do not use it in every build.
+    """
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+
+
+def _fastest_device() -> torch.device:
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def _checked_device(name: str) -> torch.device:
+    """The torch device of that name; ValueError when it is no name, or not in this machine."""
+    kinds = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    present = ", ".join(["auto", *(kind for kind, count in kinds.items() if count)])
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device is {name!r}; this machine has {present}") from None
+    if (device.index or 0) >= kinds.get(device.type, 0):
+        raise ValueError(f"device is {name!r}, which this machine (or this build of torch) lacks; it has {present}")
+    return device
+
+
+def _fast_dtype(device: torch.device) -> tuple[torch.dtype, str]:
+    """The fastest number format that keeps the range of fp32, and why."""
+    if device.type == "cpu":
+        if has_fast_bfloat16(torch.cpu.get_capabilities()):
+            return torch.bfloat16, "this processor multiplies bf16 in hardware"
+        return torch.float32, "this processor has no bf16 arithmetic"
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            if torch.cuda.is_bf16_supported(including_emulation=False):
+                return torch.bfloat16, "this card multiplies bf16 in hardware"
+        return torch.float32, "this card only emulates bf16"
+    return torch.float32, "bf16 is emulated on some Apple chips"
