@@ -1,0 +1,1 @@
+"""Everything the network is told besides the noisy clip."""

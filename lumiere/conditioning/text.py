@@ -1,0 +1,105 @@
+"""Text encoders behind one protocol, and the small T5 of the embedded weights with its own word tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+
+END, UNKNOWN, PAD = "</s>", "<unk>", "<pad>"
+
+
+@dataclass(frozen=True)
+class TextStates:
+    """What a text encoder says of some prompts: states [B, L, D], their mask [B, L] (True: a word), pooled [B, D']."""
+
+    states: Tensor
+    mask: Tensor | None = None
+    pooled: Tensor | None = None
+
+
+class TextEncoder(Protocol):
+    """Prompts in, states out."""
+
+    def encode(self, prompts: Sequence[str]) -> TextStates:
+        """The states of ``prompts``, padded to one length."""
+
+
+class T5Text:
+    """Prompts through a T5 encoder of transformers: DeepFloyd IF's, or the small one of the embedded weights.
+
+    Every prompt is padded to the tokenizer's full length, so that a prompt's states do not depend on its batch.
+    """
+
+    def __init__(self, tokenizer: Any, text_encoder: T5EncoderModel) -> None:
+        self.tokenizer, self.text_encoder = tokenizer, text_encoder
+
+    def encode(self, prompts: Sequence[str]) -> TextStates:
+        """States [B, L, D] and mask [B, L]; gradients flow, so that the encoder can be trained."""
+        tokens = self.tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt")
+        device = self.text_encoder.device
+        mask = tokens.attention_mask.to(device)
+        states = self.text_encoder(tokens.input_ids.to(device), attention_mask=mask).last_hidden_state
+        return TextStates(states, mask.bool())
+
+
+def mean_state(text: TextStates) -> Tensor:
+    """The mean [B, D] of each prompt's states over its words."""
+    if text.mask is None:
+        return text.states.mean(1)
+    weights = text.mask.to(text.states.dtype).unsqueeze(-1)
+    return (text.states * weights).sum(1) / weights.sum(1)
+
+
+def word_tokenizer(words: Sequence[str], *, max_length: int) -> PreTrainedTokenizerFast:
+    """A tokenizer whose tokens are ``words``, lower case; punctuation is dropped, prompts end with </s>."""
+    vocabulary = {token: index for index, token in enumerate([PAD, END, UNKNOWN, *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[a-z0-9']+"), behavior="removed", invert=True)
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"$A {END}", special_tokens=[(END, 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=END,
+        unk_token=UNKNOWN,
+        pad_token=PAD,
+        model_max_length=max_length,
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+def small_t5(num_words: int, *, width: int = 128, num_layers: int = 2, num_heads: int = 4) -> T5EncoderModel:
+    """A small random T5 encoder with ``num_words`` embeddings and states of ``width``."""
+    config = T5Config(
+        vocab_size=num_words,
+        d_model=width,
+        d_kv=width // num_heads,
+        d_ff=2 * width,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        feed_forward_proj="gated-gelu",
+        dropout_rate=0.0,
+        pad_token_id=0,
+        eos_token_id=1,
+    )
+    return T5EncoderModel(config)
+
+
+def unknown_words(tokenizer: Any, prompts: Sequence[str]) -> list[str]:
+    """The words of ``prompts`` that a word tokenizer has never seen, in order, each once."""
+    vocabulary = tokenizer.get_vocab()
+    seen: dict[str, None] = {}
+    for prompt in prompts:
+        pieces = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(prompt.lower())
+        seen.update({word: None for word, _ in pieces if word not in vocabulary})
+    return list(seen)
+
+
+def freeze(module: torch.nn.Module) -> None:
+    """Take a module out of training: no gradients, evaluation mode."""
+    module.requires_grad_(False).eval()

@@ -1,0 +1,88 @@
+"""Batches of the storybook: a pure function of (seed, step), so that a resumed run needs no data state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from lumiere.config import Settings
+from lumiere.data.captions import caption
+from lumiere.data.drawing import BACKGROUNDS
+from lumiere.data.storybook import COLOUR_NAMES, MOTIONS, OBJECTS, SPEEDS, Scene, draw_scene, frame_times, render
+
+CLIP_S = 5.0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Clips [B, 3, T, H, W] in -1..1 and their captions; ``scenes`` where the storybook drew them."""
+
+    clips: Tensor
+    captions: list[str]
+    scenes: tuple[Scene, ...] = ()
+
+
+class StorybookSettings(Settings):
+    """What of the storybook is drawn."""
+
+    size: int = Field(default=32, ge=8)
+    """Width and height in pixels."""
+    num_frames: int = Field(default=80, ge=1)
+    """Frames of a clip; 1 draws stills at random moments."""
+    pair_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of scenes with two actors."""
+    pairs_from_step: int = Field(default=0, ge=0)
+    """First step that draws pairs: one object is learned first."""
+
+
+class StorybookBatches:
+    """Endless storybook clips."""
+
+    def __init__(self, settings: StorybookSettings, *, seed: int) -> None:
+        self.settings, self.seed = settings, seed
+
+    def batch(self, step: int, count: int, *, held_out: bool = False) -> Batch:
+        """The ``count`` clips of a step, with captions of varied wording."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step * 2 + held_out)
+        share = self.settings.pair_share if step >= self.settings.pairs_from_step else 0.0
+        num_pairs = round(count * share + float(torch.rand((), generator=generator)) - 0.5) if share else 0
+        scenes = [
+            draw_scene(generator, num_actors=2 if index >= count - num_pairs else 1, held_out=held_out)
+            for index in range(count)
+        ]
+        captions = [caption(scene, generator) for scene in scenes]
+        times = self._times(count, generator)
+        split = count - num_pairs
+        parts = [part for part in (slice(0, split), slice(split, count)) if scenes[part]]
+        clips = [render(scenes[part], times[part], size=self.settings.size) for part in parts]
+        return Batch(torch.cat(clips), captions, tuple(scenes))
+
+    def _times(self, count: int, generator: torch.Generator) -> Tensor:
+        if self.settings.num_frames == 1:
+            return torch.rand(count, 1, generator=generator) * CLIP_S
+        return frame_times(self.settings.num_frames).expand(count, -1)
+
+
+def scene_facts(scenes: Sequence[Scene]) -> dict[str, Tensor]:
+    """The facts that a caption states, as class indices [B]: for the first actor, and the background."""
+    first = [scene.actors[0] for scene in scenes]
+    return {
+        "object": torch.tensor([OBJECTS.index(actor.object) for actor in first]),
+        "colour": torch.tensor([COLOUR_NAMES.index(actor.colour) for actor in first]),
+        "motion": torch.tensor([MOTIONS.index(actor.motion) for actor in first]),
+        "speed": torch.tensor([SPEEDS.index(actor.speed) for actor in first]),
+        "background": torch.tensor([BACKGROUNDS.index(scene.background) for scene in scenes]),
+    }
+
+
+FACT_SIZES = {
+    "object": len(OBJECTS),
+    "colour": len(COLOUR_NAMES),
+    "motion": len(MOTIONS),
+    "speed": len(SPEEDS),
+    "background": len(BACKGROUNDS),
+}

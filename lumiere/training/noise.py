@@ -1,0 +1,49 @@
+"""The noise of training: drawn from (seed, step) alone, so that a resumed run draws the same."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import DDIMScheduler
+from pydantic import Field
+from torch import Tensor
+
+from lumiere.config import Settings
+from lumiere.diffusion.objective import draw_timesteps
+
+
+class NoiseSettings(Settings):
+    """Where in the schedule training looks: logit-normal, a mean above 0 looks at noisier clips."""
+
+    mean: float = 0.0
+    std: float = Field(default=1.0, gt=0)
+
+
+def embedded_scheduler() -> DDIMScheduler:
+    """The schedule of our own networks: cosine, v-prediction, zero terminal SNR, trailing timesteps.
+
+    Source: Lin et al., arXiv 2305.08891.
+    """
+    return DDIMScheduler(
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        clip_sample=True,
+    )
+
+
+def draw_noise(
+    shape: tuple[int, ...], num_timesteps: int, settings: NoiseSettings, *, seed: int, step: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(noise, timesteps [B], uniform draws [B] for caption dropout) of a step."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + step * 2 + 1_000_000_007)
+    noise = torch.randn(shape, generator=generator)
+    timesteps = draw_timesteps(
+        shape[0], num_timesteps, mean=settings.mean, std=settings.std, generator=generator
+    )
+    return noise, timesteps, torch.rand(shape[0], generator=generator)
+
+
+def even_timesteps(count: int, num_timesteps: int) -> Tensor:
+    """``count`` timesteps spread evenly over the schedule, for held-out losses."""
+    return ((torch.arange(count) + 0.5) / count * num_timesteps).long()

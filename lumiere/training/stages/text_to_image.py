@@ -1,0 +1,175 @@
+"""The image network: text in, a still out; its text encoder learns with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from PIL import Image
+from pydantic import Field
+from torch import Tensor, nn
+
+from lumiere.codec import PixelBlocks
+from lumiere.conditioning.text import T5Text, mean_state, small_t5, word_tokenizer
+from lumiere.config import Settings
+from lumiere.data.batches import FACT_SIZES, Batch, StorybookBatches, StorybookSettings, scene_facts
+from lumiere.data.captions import vocabulary
+from lumiere.diffusion.objective import Objective
+from lumiere.training.loop import LoopSettings
+from lumiere.training.noise import NoiseSettings, draw_noise, embedded_scheduler, even_timesteps
+from lumiere.video import contact_sheet
+
+
+class ImageNetworkSettings(Settings):
+    """The image U-Net, of Stable Diffusion's family, on blocks of pixels."""
+
+    pixel_block_size: int = Field(default=2, ge=1)
+    channels: tuple[int, ...] = (96, 128, 192)
+    layers_per_block: int = Field(default=1, ge=1)
+    num_heads: int = Field(default=4, ge=1)
+    text_width: int = Field(default=128, ge=8)
+    text_layers: int = Field(default=2, ge=1)
+    text_length: int = Field(default=24, ge=2)
+    """Words of a caption, with its end mark."""
+
+
+class TextToImageSettings(Settings):
+    """A run of the stage."""
+
+    stage: Literal["text_to_image"]
+    out: str
+    """Folder of the run."""
+    loop: LoopSettings
+    data: StorybookSettings = StorybookSettings(num_frames=1)
+    network: ImageNetworkSettings = ImageNetworkSettings()
+    noise: NoiseSettings = NoiseSettings()
+    caption_dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Share of captions replaced by the empty one, for classifier-free guidance."""
+    caption_fact_weight: float = Field(default=0.05, ge=0)
+    """Weight of a loss that keeps every fact of a caption readable from its mean text state, motion words too, which
+    a still cannot teach; 0 leaves it out."""
+
+
+def make_image_network(settings: ImageNetworkSettings, *, size: int) -> UNet2DConditionModel:
+    """A random image network for pictures of ``size`` pixels."""
+    codec = PixelBlocks(settings.pixel_block_size)
+    deeper = len(settings.channels) - 1
+    network = UNet2DConditionModel(
+        sample_size=size // codec.spatial_factor,
+        in_channels=codec.channels,
+        out_channels=codec.channels,
+        block_out_channels=settings.channels,
+        layers_per_block=settings.layers_per_block,
+        down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * deeper,
+        up_block_types=("CrossAttnUpBlock2D",) * deeper + ("UpBlock2D",),
+        cross_attention_dim=settings.text_width,
+        attention_head_dim=settings.num_heads,
+        norm_num_groups=16,
+    )
+    return network
+
+
+class TextToImage:
+    """Trains the image network and its text encoder on single storybook pictures."""
+
+    def __init__(self, settings: TextToImageSettings) -> None:
+        self.settings = settings
+        torch.manual_seed(settings.loop.seed)
+        network = settings.network
+        self.codec = PixelBlocks(network.pixel_block_size)
+        self.unet = make_image_network(network, size=settings.data.size).to(memory_format=torch.channels_last)
+        # On a CPU plain attention beats the fused kernel at a few hundred keys.
+        self.unet.set_attn_processor(AttnProcessor())
+        self.tokenizer = word_tokenizer(vocabulary(), max_length=network.text_length)
+        self.text = T5Text(
+            self.tokenizer, small_t5(len(self.tokenizer), width=network.text_width, num_layers=network.text_layers)
+        )
+        self.fact_readers = nn.ModuleDict({name: nn.Linear(network.text_width, n) for name, n in FACT_SIZES.items()})
+        self.scheduler = embedded_scheduler()
+        self.objective = Objective.from_scheduler(self.scheduler)
+        self.data = StorybookBatches(settings.data, seed=settings.loop.seed)
+        self.network = torch.compile(self.unet) if settings.loop.compile else self.unet
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Those of the image network, the text encoder and the readers of facts."""
+        modules = {"unet": self.unet, "text_encoder": self.text.text_encoder, "facts": self.fact_readers}
+        for part, module in modules.items():
+            for name, parameter in module.named_parameters():
+                yield f"{part}.{name}", parameter
+
+    def losses(self, step: int, count: int) -> Tensor:
+        """Denoising loss [B], plus how badly the facts are read from the text."""
+        settings = self.settings
+        batch = self.data.batch(step, count)
+        clean = self.codec.encode(batch.clips).squeeze(2)
+        noise, timesteps, luck = draw_noise(
+            tuple(clean.shape), self.objective.num_timesteps, settings.noise, seed=settings.loop.seed, step=step
+        )
+        kept = luck >= settings.caption_dropout
+        text = self.text.encode([c if keep else "" for c, keep in zip(batch.captions, kept.tolist(), strict=True)])
+        losses = self._denoising(self.network, clean, noise, timesteps, text.states, text.mask)
+        if settings.caption_fact_weight:
+            losses = losses + settings.caption_fact_weight * self._misread(batch, mean_state(text)) * kept
+        return losses
+
+    def _denoising(
+        self, network: nn.Module, clean: Tensor, noise: Tensor, timesteps: Tensor, states: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
+            noisy = noisy.contiguous(memory_format=torch.channels_last)
+            return network(noisy, timestep, states, encoder_attention_mask=mask).sample
+
+        return self.objective.loss(predict, clean, noise=noise, timestep=timesteps)
+
+    def _misread(self, batch: Batch, states: Tensor) -> Tensor:
+        """The cross-entropy [B] of the caption's facts read from the mean text state."""
+        facts = scene_facts(batch.scenes)
+        errors = [F.cross_entropy(self.fact_readers[n](states), facts[n], reduction="none") for n in facts]
+        return torch.stack(errors).sum(0)
+
+    def validate(self) -> dict[str, float]:
+        """The loss on held-out stills at evenly spread timesteps."""
+        batch = self.data.batch(0, 64, held_out=True)
+        clean = self.codec.encode(batch.clips).squeeze(2)
+        timesteps = even_timesteps(len(clean), self.objective.num_timesteps)
+        noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))
+        text = self.text.encode(batch.captions)
+        losses = self._denoising(self.unet, clean, noise, timesteps, text.states, text.mask)
+        facts = self._misread(batch, mean_state(text))
+        return {"loss": float(losses.mean()), "facts": float(facts.mean())}
+
+    def show(self, folder: Path) -> None:
+        """A sheet of stills for held-out captions."""
+        batch = self.data.batch(0, 32, held_out=True)
+        stills = self.draw(batch.captions)
+        folder.mkdir(parents=True, exist_ok=True)
+        sheet = contact_sheet(stills[:, :, 0].transpose(0, 1), columns=16, scale=3)
+        Image.fromarray(sheet).save(folder / "stills.png")
+        (folder / "captions.txt").write_text("\n".join(batch.captions) + "\n")
+
+    def draw(self, captions: Sequence[str], *, steps: int = 20, guidance: float = 2.0, seed: int = 0) -> Tensor:
+        """Stills [B, 3, 1, H, W] of the captions."""
+        grid = self.unet.config.sample_size
+        generator = torch.Generator().manual_seed(seed)
+        noisy = torch.randn(len(captions), self.codec.channels, grid, grid, generator=generator)
+        given, empty = self.text.encode(captions), self.text.encode([""] * len(captions))
+        self.scheduler.set_timesteps(steps)
+        for timestep in self.scheduler.timesteps:
+            noisy = noisy.contiguous(memory_format=torch.channels_last)
+            with_text = self.unet(noisy, timestep, given.states, encoder_attention_mask=given.mask).sample
+            without = self.unet(noisy, timestep, empty.states, encoder_attention_mask=empty.mask).sample
+            prediction = (without + guidance * (with_text - without)).float()
+            noisy = self.scheduler.step(prediction, timestep, noisy).prev_sample
+        return self.codec.decode(noisy.unsqueeze(2)).clamp(-1, 1)
+
+    def export(self, folder: Path) -> None:
+        """Image network, text encoder, tokenizer and scheduler as diffusers folders."""
+        self.unet.save_pretrained(folder / "unet")
+        self.text.text_encoder.save_pretrained(folder / "text_encoder")
+        self.tokenizer.save_pretrained(folder / "tokenizer")
+        self.scheduler.save_pretrained(folder / "scheduler")
