@@ -162,7 +162,7 @@ def _set(data: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _override_value(cls: type[Settings], key: str, text: str) -> Any:
-    """The YAML value of an override's text, or the bare text where the setting wants text and YAML sees another type."""
+    """The YAML value of an override's text, or the bare text where only that fits the setting."""
     try:
         value = yaml.load(text, _Loader)
     except yaml.YAMLError:
@@ -170,7 +170,8 @@ def _override_value(cls: type[Settings], key: str, text: str) -> Any:
     *parents, last = key.split(".")
     for model in _models_at(cls, parents):
         if last in model.model_fields:
-            adapter = pydantic.TypeAdapter(model.model_fields[last].annotation)
+            annotation: Any = model.model_fields[last].annotation
+            adapter: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(annotation)
             return next((choice for choice in (value, text) if _fits(adapter, choice)), value)
     return value
 
