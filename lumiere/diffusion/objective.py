@@ -23,7 +23,7 @@ class Objective:
     def __init__(self, alphas_cumprod: Tensor, prediction_type: str) -> None:
         if prediction_type not in PREDICTION_TYPES:
             raise ValueError(f"prediction type is {prediction_type!r}; known are {', '.join(PREDICTION_TYPES)}")
-        self.alphas_cumprod = alphas_cumprod.double()
+        self.alphas_cumprod = alphas_cumprod.cpu().double()
         self.prediction_type = prediction_type
 
     @classmethod
@@ -37,10 +37,15 @@ class Objective:
         return len(self.alphas_cumprod)
 
     def coefficients(self, timestep: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """How much of the clean clip and of the noise a noisy one holds at ``timestep`` [B], to multiply ``like``."""
-        alpha = self.alphas_cumprod.to(like.device)[timestep]
-        shape = (-1,) + (1,) * (like.ndim - 1)
-        return alpha.sqrt().to(like.dtype).view(shape), (1 - alpha).sqrt().to(like.dtype).view(shape)
+        """How much of the clean clip and of the noise a noisy one holds at ``timestep`` [B], to multiply ``like``.
+
+        A fractional timestep lies between its neighbours.
+        """
+        # In fp64, so on the CPU: Apple's devices have none.
+        place = timestep.detach().cpu().double()
+        low, high = self.alphas_cumprod[place.floor().long()], self.alphas_cumprod[place.ceil().long()]
+        alpha = torch.lerp(low, high, place.frac()).view((-1,) + (1,) * (like.ndim - 1))
+        return alpha.sqrt().to(like.device, like.dtype), (1 - alpha).sqrt().to(like.device, like.dtype)
 
     def add_noise(self, clean: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
         """The clean clips [B, ...] noised to ``timestep`` [B]."""
@@ -71,6 +76,16 @@ class Objective:
             case "v_prediction":
                 return signal * noisy - sigma * prediction
         return prediction
+
+    def moved(self, prediction: Tensor, timestep: Tensor, *, by: Tensor) -> Tensor:
+        """The prediction whose clean clip lies ``by`` away from that of ``prediction``, for the same noisy clip."""
+        signal, sigma = self.coefficients(timestep, prediction)
+        match self.prediction_type:
+            case "epsilon":
+                return prediction - signal / sigma * by
+            case "v_prediction":
+                return prediction - by / sigma
+        return prediction + by
 
     def loss(self, predict: Predict, clean: Tensor, *, noise: Tensor, timestep: Tensor) -> Tensor:
         """The mean squared error of each clip's prediction, [B], in fp32.

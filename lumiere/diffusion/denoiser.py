@@ -1,0 +1,121 @@
+"""Denoisers: they look at a noisy clip and say what is noise. Text, guidance and clipping wrap a network into one."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from lumiere.conditioning.text import TextStates
+from lumiere.diffusion.objective import Objective
+
+
+class Denoiser(Protocol):
+    """(noisy clip [B, C, T, H, W], timestep [B]) -> prediction [B, C, T, H, W], of the kind its scheduler expects."""
+
+    def __call__(self, noisy: Tensor, timestep: Tensor) -> Tensor:
+        """What the network predicts for each clip."""
+
+
+class Conditioned:
+    """A Denoiser: a network that is told each clip's text, in diffusers' calling convention.
+
+    The network runs in the text states' dtype and answers in fp32. Of twice the channels (prediction and learned
+    variance, as DeepFloyd IF) the prediction is kept.
+    """
+
+    def __init__(self, network: Any, text: TextStates) -> None:
+        self.network, self.text = network, text
+
+    def __call__(self, noisy: Tensor, timestep: Tensor) -> Tensor:
+        """The prediction [B, C, T, H, W] for noisy clips of that shape."""
+        states, mask = self.text.states, self.text.mask
+        assert len(states) == len(noisy), (states.shape, noisy.shape)
+        answer = self.network(noisy.to(states.dtype), timestep, states, encoder_attention_mask=mask, return_dict=False)[
+            0
+        ]
+        return answer[:, : noisy.shape[1]].float()
+
+
+class Guided:
+    """A Denoiser with classifier-free guidance: away from the negative prompt, toward the prompt.
+
+    ``scale`` 1 is no guidance and one pass. Outside the ``timesteps`` (first, last) nothing is guided, which saves a
+    pass (Kynkäänniemi et al., arXiv 2404.07724). ``rescale`` 0..1 gives each clip back that part of its unguided
+    contrast (Lin et al., arXiv 2305.08891). ``is_batched`` runs both passes as one of twice the batch: faster on a
+    GPU that is not full, while a CPU only pays the memory.
+    """
+
+    def __init__(
+        self,
+        network: Any,
+        prompt: TextStates,
+        *,
+        negative: TextStates,
+        scale: float,
+        timesteps: tuple[float, float] = (0, float("inf")),
+        rescale: float = 0.0,
+        is_batched: bool = False,
+    ) -> None:
+        self.conditional = Conditioned(network, prompt)
+        self.unconditional = Conditioned(network, negative)
+        self.both = Conditioned(network, _joined(negative, prompt)) if is_batched else None
+        self.scale, self.timesteps, self.rescale = scale, timesteps, rescale
+
+    def __call__(self, noisy: Tensor, timestep: Tensor) -> Tensor:
+        """The guided prediction [B, C, T, H, W]."""
+        first, last = self.timesteps
+        is_inside = (timestep >= first) & (timestep <= last)
+        if self.scale == 1 or not bool(is_inside.any()):
+            return self.conditional(noisy, timestep)
+        without, told = self._both_passes(noisy, timestep)
+        guided = without + self.scale * (told - without)
+        if self.rescale:
+            guided = _with_contrast_of(told, guided, self.rescale)
+        return torch.where(is_inside.view(-1, 1, 1, 1, 1), guided, told)
+
+    def _both_passes(self, noisy: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor]:
+        if self.both is None:
+            return self.unconditional(noisy, timestep), self.conditional(noisy, timestep)
+        without, told = self.both(noisy.repeat(2, 1, 1, 1, 1), timestep.repeat(2)).chunk(2)
+        return without, told
+
+
+class Clipped:
+    """A Denoiser whose implied clean clip lies in -1..1, as pixels do, whatever the scheduler: its prediction is moved.
+
+    Strong guidance overshoots. DDIM and DDPM can clip by themselves, the multistep solvers cannot.
+    """
+
+    def __init__(self, denoiser: Denoiser, objective: Objective) -> None:
+        self.denoiser, self.objective = denoiser, objective
+
+    def __call__(self, noisy: Tensor, timestep: Tensor) -> Tensor:
+        """The prediction [B, C, T, H, W], unchanged where its clean clip is already inside."""
+        prediction = self.denoiser(noisy, timestep)
+        clean = self.objective.clean_from(prediction, noisy, timestep)
+        return self.objective.moved(prediction, timestep, by=clean.clamp(-1, 1) - clean)
+
+
+def _joined(first: TextStates, second: TextStates) -> TextStates:
+    """Two batches of states as one; the shorter is padded with states that the mask hides."""
+    length = max(first.states.shape[1], second.states.shape[1])
+    states = torch.cat([_padded(text.states, length) for text in (first, second)])
+    if first.mask is None and second.mask is None and first.states.shape == second.states.shape:
+        return TextStates(states)
+    masks = [torch.ones_like(t.states[..., 0], dtype=torch.bool) if t.mask is None else t.mask for t in (first, second)]
+    return TextStates(states, torch.cat([_padded(mask, length) for mask in masks]))
+
+
+def _padded(values: Tensor, length: int) -> Tensor:
+    """[B, L, ...] -> [B, length, ...] with zeros at the end."""
+    missing = values.new_zeros(len(values), length - values.shape[1], *values.shape[2:])
+    return torch.cat([values, missing], dim=1)
+
+
+def _with_contrast_of(told: Tensor, guided: Tensor, share: float) -> Tensor:
+    """``share`` of the way from the guided prediction to one with each clip's unguided standard deviation."""
+    axes = tuple(range(1, told.ndim))
+    contrast = told.std(axes, keepdim=True) / guided.std(axes, keepdim=True)
+    return guided * (1 + share * (contrast - 1))

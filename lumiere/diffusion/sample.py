@@ -1,0 +1,120 @@
+"""The only reverse loop: from noise, or from a noised clip, to a clip, telling its progress step by step."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lumiere.diffusion.denoiser import Denoiser
+from lumiere.diffusion.objective import Objective
+from lumiere.diffusion.schedulers import check_scheduler, set_timesteps
+
+
+@dataclass
+class Step:
+    """One step that was taken: ``clip`` [B, C, T, H, W] is as noisy as its scheduler keeps it, and clean after the last.
+
+    Another clip put in its place is where the next step starts.
+    """
+
+    index: int
+    num_steps: int
+    timestep: Tensor
+    clip: Tensor
+    noisy: Tensor
+    prediction: Tensor
+    objective: Objective
+
+    def clean(self) -> Tensor:
+        """The clean clip [B, C, T, H, W] that the network had in mind at this step."""
+        return self.objective.clean_from(self.prediction, self.noisy, self.timestep.expand(len(self.noisy)))
+
+
+def draw_noise(shape: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:
+    """Standard normal noise of ``shape`` [B, ...], fp32 on the CPU, each clip's from its own generator.
+
+    A clip's noise is the same alone, in any batch and on any device. Raises ValueError when there is not one
+    generator per clip, or one of them is not the CPU's.
+    """
+    if len(generators) != shape[0]:
+        raise ValueError(f"{shape[0]} clips need {shape[0]} generators, one each; got {len(generators)}")
+    for generator in generators:
+        if generator.device.type != "cpu":
+            raise ValueError(
+                f"a generator lives on {generator.device}; noise is drawn on the CPU, to be the same on every device"
+                " (use torch.Generator().manual_seed(seed))"
+            )
+    return torch.cat([torch.randn((1, *shape[1:]), generator=generator) for generator in generators])
+
+
+def sample(
+    denoiser: Denoiser,
+    scheduler: Any,
+    *,
+    noise: Tensor,
+    generators: Sequence[torch.Generator],
+    num_steps: int,
+    timestep_shift: float = 1.0,
+    clip: Tensor | None = None,
+    strength: float = 1.0,
+) -> Iterator[Step]:
+    """The steps from ``noise`` [B, C, T, H, W] (standard normal) to clips; the last one holds them.
+
+    The clips stay in fp32 on the noise's device; ``generators``, one per clip, give the noise of samplers that add
+    some at every step. With a ``clip`` [B, C, T, H, W] the last ``strength`` (0..1] of the steps are taken from that
+    clip, noised (SDEdit, Meng et al., arXiv 2108.01073). Raises ValueError before the first step for a scheduler that
+    cannot be trusted, and at the step where values stop being numbers.
+    """
+    check_scheduler(scheduler)
+    timesteps = set_timesteps(scheduler, num_steps, shift=timestep_shift)
+    begin = _first_step(len(timesteps), clip, strength, scheduler.order)
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(begin)
+    if clip is None:
+        state = noise.float() * scheduler.init_noise_sigma
+    else:
+        state = scheduler.add_noise(clip.float(), noise.float(), timesteps[begin : begin + 1].expand(len(noise)))
+    return _steps(denoiser, scheduler, state, begin=begin, generators=list(generators))
+
+
+def _first_step(num_steps: int, clip: Tensor | None, strength: float, order: int) -> int:
+    """Where in the timesteps sampling starts."""
+    if not 0 < strength <= 1:
+        raise ValueError(f"strength is {strength}; it lies above 0 and up to 1, which starts from noise alone")
+    if clip is None and strength != 1:
+        raise ValueError(f"strength is {strength} without a clip to start from (give the clip, or leave strength out)")
+    taken = max(1, round(num_steps / order * strength)) * order
+    return max(0, num_steps - taken)
+
+
+@torch.no_grad()
+def _steps(
+    denoiser: Denoiser, scheduler: Any, state: Tensor, *, begin: int, generators: list[torch.Generator]
+) -> Iterator[Step]:
+    objective = Objective.from_scheduler(scheduler)
+    extra = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
+    timesteps = scheduler.timesteps[begin:]
+    for index, timestep in enumerate(timesteps):
+        noisy = scheduler.scale_model_input(state, timestep)
+        prediction = denoiser(noisy, timestep.expand(len(state)).to(state.device)).float()
+        state = scheduler.step(prediction, timestep, state, **extra, return_dict=False)[0]
+        _refuse_broken(state, index, len(timesteps))
+        step = Step(index, len(timesteps), timestep, state, noisy, prediction, objective)
+        yield step
+        state = step.clip
+
+
+def _refuse_broken(clip: Tensor, index: int, num_steps: int) -> None:
+    """Stop where values are no numbers: such a clip would be written black."""
+    if bool(torch.isfinite(clip).all()):
+        return
+    bad = [place for place, one in enumerate(clip) if not bool(torch.isfinite(one).all())]
+    raise ValueError(
+        f"after step {index + 1} of {num_steps} clip {', '.join(map(str, bad))} of {len(clip)} holds values that are"
+        " NaN or infinite (run the network in float32, lower guidance_scale, or check the weights)"
+    )
