@@ -48,6 +48,35 @@ class T5Text:
         return TextStates(states, mask.bool())
 
 
+class ClipText:
+    """Prompts through a CLIP text encoder of transformers, as Stable Diffusion's networks were trained with.
+
+    The states are those of the last layer after its norm; no mask, because these networks saw the padding too.
+    """
+
+    def __init__(self, tokenizer: Any, text_encoder: Any) -> None:
+        self.tokenizer, self.text_encoder = tokenizer, text_encoder
+
+    def encode(self, prompts: Sequence[str]) -> TextStates:
+        """States [B, 77, D] and the pooled state [B, D]."""
+        tokens = self.tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt")
+        output = self.text_encoder(tokens.input_ids.to(self.text_encoder.device))
+        pooled = output.text_embeds if hasattr(output, "text_embeds") else output.pooler_output
+        return TextStates(output.last_hidden_state, pooled=pooled)
+
+
+def text_encoder_for(tokenizer: Any, text_encoder: Any) -> TextEncoder:
+    """The way to encode prompts that fits a text encoder of transformers: a T5 encoder, or CLIP's text part.
+
+    Raises ValueError for any other.
+    """
+    kinds = {"T5EncoderModel": T5Text, "CLIPTextModel": ClipText, "CLIPTextModelWithProjection": ClipText}
+    kind = kinds.get(type(text_encoder).__name__)
+    if kind is None:
+        raise ValueError(f"text encoder is a {type(text_encoder).__name__}; known are {', '.join(kinds)}")
+    return kind(tokenizer, text_encoder)
+
+
 def mean_state(text: TextStates) -> Tensor:
     """The mean [B, D] of each prompt's states over its words."""
     if text.mask is None:

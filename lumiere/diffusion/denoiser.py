@@ -83,19 +83,19 @@ class Guided:
 
 
 class Clipped:
-    """A Denoiser whose implied clean clip lies in -1..1, as pixels do, whatever the scheduler: its prediction is moved.
+    """A Denoiser whose implied clean clip stays within -limit..limit, as pixels do: its prediction is moved there.
 
-    Strong guidance overshoots. DDIM and DDPM can clip by themselves, the multistep solvers cannot.
+    Strong guidance overshoots. Of the schedulers only DDIM, DDPM and LCM have ``clip_sample``; this is it for all.
     """
 
-    def __init__(self, denoiser: Denoiser, objective: Objective) -> None:
-        self.denoiser, self.objective = denoiser, objective
+    def __init__(self, denoiser: Denoiser, objective: Objective, *, limit: float = 1.0) -> None:
+        self.denoiser, self.objective, self.limit = denoiser, objective, limit
 
     def __call__(self, noisy: Tensor, timestep: Tensor) -> Tensor:
         """The prediction [B, C, T, H, W], unchanged where its clean clip is already inside."""
         prediction = self.denoiser(noisy, timestep)
         clean = self.objective.clean_from(prediction, noisy, timestep)
-        return self.objective.moved(prediction, timestep, by=clean.clamp(-1, 1) - clean)
+        return self.objective.moved(prediction, timestep, by=clean.clamp(-self.limit, self.limit) - clean)
 
 
 def _joined(first: TextStates, second: TextStates) -> TextStates:

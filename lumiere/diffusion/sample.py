@@ -17,7 +17,7 @@ from lumiere.diffusion.schedulers import check_scheduler, set_timesteps
 
 @dataclass
 class Step:
-    """One step that was taken: ``clip`` [B, C, T, H, W] is as noisy as its scheduler keeps it, and clean after the last.
+    """One step that was taken: ``clip`` [B, C, T, H, W] is as noisy as the scheduler keeps it; after the last, clean.
 
     Another clip put in its place is where the next step starts.
     """

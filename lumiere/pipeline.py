@@ -1,0 +1,331 @@
+"""LumierePipeline: prompts to clips, in the folder format and the calling convention of diffusers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils import BaseOutput
+from PIL import Image
+from torch import Tensor
+
+from lumiere.codec import PixelBlocks
+from lumiere.conditioning.text import TextStates, text_encoder_for
+from lumiere.diffusion.denoiser import Clipped, Denoiser, Guided
+from lumiere.diffusion.objective import Objective
+from lumiere.diffusion.sample import Step, draw_noise, sample
+from lumiere.diffusion.schedulers import check_scheduler, named_scheduler
+from lumiere.model.stunet import STUNet
+from lumiere.video import to_uint8
+
+OUTPUT_TYPES = ("np", "pt", "pil")
+
+StepCallback = Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
+"""(pipeline, step index, timestep, the tensors asked for by name) -> those of them to go on with."""
+
+
+@dataclass
+class LumiereOutput(BaseOutput):
+    """The clips made: "np" [B, T, H, W, 3] or "pt" [B, T, 3, H, W], both in 0..1, or "pil" lists of pictures."""
+
+    frames: np.ndarray | Tensor | list[list[Image.Image]]
+
+
+class LumierePipeline(DiffusionPipeline):
+    """Text to video: a text encoder, a Space-Time U-Net that makes all frames at once, and a scheduler.
+
+    ``pixel_block_size`` says how pixels become the network's channels. The other settings are what a call uses when
+    it is not told otherwise; they belong to the weights and are saved with them. ``height`` and ``width`` None mean
+    the network's own size. ``guidance_interval`` is the part of the noise schedule, 0 (clean) to 1 (noise), in which
+    guidance acts.
+    """
+
+    model_cpu_offload_seq = "text_encoder->unet"
+    _callback_tensor_inputs = ("latents", "clean")
+
+    def __init__(
+        self,
+        unet: STUNet,
+        scheduler: Any,
+        text_encoder: Any,
+        tokenizer: Any,
+        pixel_block_size: int = 1,
+        num_frames: int = 80,
+        height: int | None = None,
+        width: int | None = None,
+        default_steps: int = 30,
+        default_guidance_scale: float = 3.0,
+        guidance_interval: Sequence[float] = (0.0, 1.0),
+        guidance_rescale: float = 0.0,
+        timestep_shift: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler, text_encoder=text_encoder, tokenizer=tokenizer)
+        self.register_to_config(
+            pixel_block_size=pixel_block_size,
+            num_frames=num_frames,
+            height=height,
+            width=width,
+            default_steps=default_steps,
+            default_guidance_scale=default_guidance_scale,
+            guidance_interval=list(guidance_interval),
+            guidance_rescale=guidance_rescale,
+            timestep_shift=timestep_shift,
+        )
+        self.codec = PixelBlocks(pixel_block_size)
+        low, high = guidance_interval
+        if not 0 <= low < high <= 1:
+            raise ValueError(f"guidance_interval is {low, high}; it is a part of 0 (clean) to 1 (noise)")
+        if not 0 <= guidance_rescale <= 1:
+            raise ValueError(f"guidance_rescale is {guidance_rescale}; it lies in 0 (none) to 1")
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path | None = None, **kwargs: Any) -> LumierePipeline:
+        """The pipeline of a diffusers folder; without one, the default inside the package.
+
+        Raises ValueError for a folder that is no pipeline, and for weights that are NaN or infinite.
+        """
+        folder = embedded_weights() if pretrained_model_name_or_path is None else Path(pretrained_model_name_or_path)
+        if not folder.is_dir():
+            raise ValueError(f"{folder}: no such folder (give the folder of a pipeline, with its model_index.json)")
+        if not (folder / "model_index.json").is_file():
+            raise ValueError(f"{folder} holds no model_index.json, so it is no pipeline of diffusers' format")
+        pipeline = super().from_pretrained(folder, **{"use_safetensors": True, "local_files_only": True, **kwargs})
+        _refuse_broken_weights(pipeline, folder)
+        return pipeline
+
+    def use_scheduler(self, name: str) -> LumierePipeline:
+        """The same pipeline, from now on with the sampler of that name (``lumiere.diffusion.schedulers.SAMPLERS``)."""
+        self.scheduler = named_scheduler(name, self.scheduler)
+        return self
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        num_frames: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        num_videos_per_prompt: int = 1,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        output_type: str = "np",
+        return_dict: bool = True,
+        callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> LumiereOutput | tuple[Any]:
+        """Clips of the prompts, each made from its own noise, whatever the batch.
+
+        What is None is the model's own. ``generator``: one per clip, or one that was not drawn from yet, whose seed
+        the first clip takes, seed + 1 the second, and so on. ``latents`` [B, C, T, h, w] is standard normal noise in
+        the network's space. A callback may ask for "latents" and for "clean", the clip that the network had in mind
+        at that step; the latents that it returns are gone on with. Raises ValueError before long work for what cannot
+        be done, and at the first step whose clip is not made of numbers.
+        """
+        prompts = _prompts(prompt, num_videos_per_prompt)
+        steps = self.config.default_steps if num_inference_steps is None else num_inference_steps
+        scale = self.config.default_guidance_scale if guidance_scale is None else guidance_scale
+        negatives = self._negatives(negative_prompt, prompts, num_videos_per_prompt, scale)
+        shape = self._latent_shape(len(prompts), num_frames, height, width)
+        generators = clip_generators(generator, len(prompts))
+        asked = self._checked_options(steps, output_type, callback_on_step_end_tensor_inputs)
+
+        denoiser = self._denoiser(prompts, negatives, scale)
+        noise = self._noise(shape, generators, latents)
+        reverse = sample(
+            denoiser,
+            self.scheduler,
+            noise=noise.to(self._execution_device),
+            generators=generators,
+            num_steps=steps,
+            timestep_shift=self.config.timestep_shift,
+        )
+        with self.progress_bar(total=len(self.scheduler.timesteps)) as bar:
+            for step in reverse:
+                self._tell(callback_on_step_end, step, asked)
+                bar.update()
+        self.maybe_free_model_hooks()
+        frames = as_frames(self.codec.decode(step.clip), output_type)
+        return LumiereOutput(frames=frames) if return_dict else (frames,)
+
+    def _tell(self, callback: StepCallback | None, step: Step, asked: Sequence[str]) -> None:
+        """Let the callback see a step and change its clip."""
+        if callback is None:
+            return
+        tensors = {"latents": lambda: step.clip, "clean": lambda: self.codec.decode(step.clean())}
+        answer = callback(self, step.index, step.timestep, {name: tensors[name]() for name in asked})
+        step.clip = (answer or {}).get("latents", step.clip)
+
+    def _denoiser(self, prompts: Sequence[str], negatives: Sequence[str], scale: float) -> Denoiser:
+        """The network, told what to make and what not."""
+        encoder = text_encoder_for(self.tokenizer, self.text_encoder)
+        told, not_told = (self._moved(encoder.encode(texts)) for texts in (prompts, negatives))
+        count = self.scheduler.config.num_train_timesteps
+        low, high = self.config.guidance_interval
+        denoiser: Denoiser = Guided(
+            self.unet,
+            told,
+            negative=not_told,
+            scale=scale,
+            timesteps=(low * count - 1, high * count - 1),
+            rescale=self.config.guidance_rescale,
+            is_batched=self._execution_device.type != "cpu",
+        )
+        if self.scheduler.config.get("clip_sample"):
+            limit = self.scheduler.config.get("clip_sample_range", 1.0)
+            denoiser = Clipped(denoiser, Objective.from_scheduler(self.scheduler), limit=limit)
+        return denoiser
+
+    def _moved(self, text: TextStates) -> TextStates:
+        """Text states where the network runs, in its dtype."""
+        device = self._execution_device
+        mask = None if text.mask is None else text.mask.to(device)
+        pooled = None if text.pooled is None else text.pooled.to(device, self.unet.dtype)
+        return TextStates(text.states.to(device, self.unet.dtype), mask, pooled)
+
+    def _noise(self, shape: tuple[int, ...], generators: list[torch.Generator], latents: Tensor | None) -> Tensor:
+        if latents is None:
+            return draw_noise(shape, generators)
+        if tuple(latents.shape) != shape:
+            raise ValueError(f"latents have shape {list(latents.shape)}; this call needs {list(shape)}")
+        return latents
+
+    def _negatives(
+        self, negative: str | Sequence[str] | None, prompts: Sequence[str], per_prompt: int, scale: float
+    ) -> list[str]:
+        """The negative prompt of every clip: the empty one where none was given."""
+        if not (isinstance(scale, int | float) and math.isfinite(scale) and scale >= 0):
+            raise ValueError(f"guidance_scale is {scale}; it is a number from 0 (1 is no guidance)")
+        if negative is None:
+            return [""] * len(prompts)
+        if scale == 1:
+            raise ValueError("a negative_prompt has no effect with guidance_scale=1; raise the scale or leave it out")
+        if isinstance(negative, str):
+            return [negative] * len(prompts)
+        negatives = _prompts(negative, per_prompt)
+        if len(negatives) != len(prompts):
+            raise ValueError(
+                f"{len(negative)} negative prompts for {len(prompts) // per_prompt} prompts; give one each"
+            )
+        return negatives
+
+    def _latent_shape(self, batch: int, frames: int | None, height: int | None, width: int | None) -> tuple[int, ...]:
+        """[B, C, T, h, w] in the network's space for a call's frames and size in pixels."""
+        grid = self.unet.config.sample_size
+        rows, columns = (grid, grid) if isinstance(grid, int) or grid is None else grid
+        factor = self.codec.spatial_factor
+        frames = self.config.num_frames if frames is None else frames
+        height = self._first_given(height, self.config.height, rows and rows * factor, what="height")
+        width = self._first_given(width, self.config.width, columns and columns * factor, what="width")
+        if frames != 1:
+            _refuse_indivisible("frames", frames, self.unet.temporal_factor, why="halves time")
+        step = factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
+        _refuse_indivisible("pixels of height", height, step, why="halves space")
+        _refuse_indivisible("pixels of width", width, step, why="halves space")
+        return (batch, self.codec.channels, frames, height // factor, width // factor)
+
+    @staticmethod
+    def _first_given(*choices: int | None, what: str) -> int:
+        """The call's own value, else the pipeline's, else the network's."""
+        for choice in choices:
+            if choice is not None:
+                return choice
+        raise ValueError(f"neither the call nor the model says the {what} of a clip in pixels; give {what}")
+
+    def _checked_options(self, steps: int, output_type: str, asked: Sequence[str]) -> Sequence[str]:
+        """The tensors a callback asks for; everything else that is cheap to refuse is refused here."""
+        check_scheduler(self.scheduler)
+        count = self.scheduler.config.num_train_timesteps
+        if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= count:
+            raise ValueError(f"num_inference_steps is {steps}; it is a whole number from 1 to {count}")
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type is {output_type!r}; known are {', '.join(OUTPUT_TYPES)}")
+        unknown = [name for name in asked if name not in self._callback_tensor_inputs]
+        if unknown:
+            raise ValueError(f"a callback cannot get {unknown[0]!r}, only {', '.join(self._callback_tensor_inputs)}")
+        return asked
+
+
+def embedded_weights() -> Path:
+    """The folder of the default model inside the package."""
+    return Path(str(resources.files("lumiere"))) / "weights" / "base"
+
+
+def clip_generators(given: torch.Generator | Sequence[torch.Generator] | None, count: int) -> list[torch.Generator]:
+    """A generator for each of ``count`` clips; new ones, differently seeded, when none is given.
+
+    One generator for several clips gives them its seed, seed + 1, ..., so that each can be made again alone.
+    Raises ValueError when their number is wrong, or that one generator was already drawn from.
+    """
+    if given is None:
+        return [_seeded(torch.Generator().seed()) for _ in range(count)]
+    if isinstance(given, torch.Generator):
+        if count == 1:
+            return [given]
+        seed = given.initial_seed()
+        if not torch.equal(_seeded(seed).get_state(), given.get_state()):
+            raise ValueError(f"one generator that was already drawn from cannot serve {count} clips; give one for each")
+        return [_seeded((seed + index) % 2**63) for index in range(count)]
+    generators = list(given)
+    if len(generators) != count:
+        raise ValueError(f"{len(generators)} generators for {count} clips; give one for each clip, or a single one")
+    return generators
+
+
+def as_frames(clip: Tensor, output_type: str) -> np.ndarray | Tensor | list[list[Image.Image]]:
+    """A clip [B, 3, T, H, W] as diffusers' video pipelines return it; values outside -1..1 are clipped."""
+    if output_type == "pil":
+        return [[Image.fromarray(frame) for frame in frames] for frames in to_uint8(clip)]
+    frames = (clip.float() / 2 + 0.5).clamp(0, 1).transpose(1, 2)
+    return frames if output_type == "pt" else frames.permute(0, 1, 3, 4, 2).cpu().numpy()
+
+
+def _prompts(prompt: str | Sequence[str], per_prompt: int) -> list[str]:
+    """The prompt of every clip."""
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    if not prompts:
+        raise ValueError("the list of prompts is empty; give at least one prompt")
+    wrong = [one for one in prompts if not isinstance(one, str)]
+    if wrong:
+        raise ValueError(f"a prompt is a {type(wrong[0]).__name__}; prompts are text")
+    if per_prompt < 1:
+        raise ValueError(f"num_videos_per_prompt is {per_prompt}; it is 1 or more")
+    return [one for one in prompts for _ in range(per_prompt)]
+
+
+def _seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _refuse_indivisible(what: str, count: int, step: int, *, why: str) -> None:
+    """Raise ValueError, naming the two nearest that work, unless ``count`` is a multiple of ``step`` above 0."""
+    if not isinstance(count, int) or isinstance(count, bool):
+        raise ValueError(f"{count!r} {what}; it is a whole number")
+    if count > 0 and count % step == 0:
+        return
+    below = max(count // step * step, step)
+    raise ValueError(
+        f"{count} {what}; this network {why} and needs a multiple of {step}: the nearest are {below} and {below + step}"
+    )
+
+
+def _refuse_broken_weights(pipeline: DiffusionPipeline, folder: Path) -> None:
+    for part, module in pipeline.components.items():
+        if not isinstance(module, torch.nn.Module):
+            continue
+        for name, tensor in module.state_dict().items():
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise ValueError(
+                    f"{folder / part}: the weight {name!r} holds NaN or infinite values (the file is damaged, or its"
+                    " training diverged; load another checkpoint)"
+                )
