@@ -1,0 +1,86 @@
+"""The command line: one verb a module; each imports what it needs only when it runs, so that ``--help`` is instant."""
+
+from __future__ import annotations
+
+import os
+import sys
+import typing
+import warnings
+from collections.abc import Sequence
+
+import tyro
+
+from lumiere import __version__
+from lumiere.cli.evaluate import Evaluate
+from lumiere.cli.generate import Generate
+from lumiere.cli.inflate import Inflate
+from lumiere.cli.info import Info
+from lumiere.cli.train import Train
+from lumiere.config import did_you_mean
+
+Verb = Generate | Train | Evaluate | Inflate | Info
+VERBS = [verb.__name__.lower() for verb in typing.get_args(Verb)]
+"""As tyro names them: by their classes."""
+
+DESCRIPTION = (
+    'Text to video with a Space-Time U-Net. Start with:  lumiere generate "a red ball bouncing on a beach"'
+    "   Every verb takes --help; --debug shows where an error comes from; --version says the version."
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code of one command: 0, or 2 after one clear message when the command cannot be done as given."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words == ["--version"]:
+        print(f"lumiere {__version__}")
+        return 0
+    is_debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    if words and not words[0].startswith("-") and words[0] not in VERBS:
+        print(
+            f"lumiere: no verb {words[0]!r}{did_you_mean(words[0], VERBS)}; known are: {', '.join(VERBS)}",
+            file=sys.stderr,
+        )
+        return 2
+    verb = tyro.cli(Verb, prog="lumiere", description=DESCRIPTION, args=_overrides_last(words))
+    with warnings.catch_warnings():
+        _quiet_libraries(is_debug)
+        try:
+            verb.run()
+        except (ValueError, OSError) as error:
+            if is_debug:
+                raise
+            print(f"lumiere: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("lumiere: stopped", file=sys.stderr)
+            return 130
+    return 0
+
+
+def _overrides_last(words: list[str]) -> list[str]:
+    """The words of ``train RECIPE --key value ...`` with everything after RECIPE marked as not options of the verb."""
+    if words[:1] == ["train"] and len(words) > 2 and not words[1].startswith("-"):
+        return [*words[:2], "--", *words[2:]]
+    return words
+
+
+def _quiet_libraries(is_debug: bool) -> None:
+    """Let only our own warnings through, each as one line, and never look for models on the network."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if is_debug:
+        return
+    for variable, value in (
+        ("DIFFUSERS_VERBOSITY", "error"),
+        ("TRANSFORMERS_VERBOSITY", "error"),
+        ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
+        ("TOKENIZERS_PARALLELISM", "false"),
+    ):
+        os.environ.setdefault(variable, value)
+    warnings.filterwarnings("ignore")
+    warnings.filterwarnings("default", module=r"lumiere(\.|$)")
+    warnings.showwarning = _show_warning
+
+
+def _show_warning(message: Warning | str, *_: object) -> None:
+    print(f"note: {message}", file=sys.stderr)
