@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -11,13 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.utils import BaseOutput
 from PIL import Image
 from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lumiere.codec import PixelBlocks
-from lumiere.conditioning.text import TextStates, text_encoder_for
+from lumiere.conditioning.text import TextStates, text_encoder_for, text_notes
 from lumiere.diffusion.denoiser import Clipped, Denoiser, Guided
 from lumiere.diffusion.objective import Objective
 from lumiere.diffusion.sample import Step, draw_noise, sample
@@ -44,7 +46,7 @@ class LumierePipeline(DiffusionPipeline):
     ``pixel_block_size`` says how pixels become the network's channels. The other settings are what a call uses when
     it is not told otherwise; they belong to the weights and are saved with them. ``height`` and ``width`` None mean
     the network's own size. ``guidance_interval`` is the part of the noise schedule, 0 (clean) to 1 (noise), in which
-    guidance acts.
+    guidance acts; None is all of it.
     """
 
     model_cpu_offload_seq = "text_encoder->unet"
@@ -53,20 +55,25 @@ class LumierePipeline(DiffusionPipeline):
     def __init__(
         self,
         unet: STUNet,
-        scheduler: Any,
-        text_encoder: Any,
-        tokenizer: Any,
+        scheduler: SchedulerMixin,
+        text_encoder: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
         pixel_block_size: int = 1,
         num_frames: int = 80,
         height: int | None = None,
         width: int | None = None,
         default_steps: int = 30,
         default_guidance_scale: float = 3.0,
-        guidance_interval: Sequence[float] = (0.0, 1.0),
+        guidance_interval: list[float] | None = None,
         guidance_rescale: float = 0.0,
         timestep_shift: float = 1.0,
     ) -> None:
         super().__init__()
+        low, high = guidance_interval or (0.0, 1.0)
+        if not 0 <= low < high <= 1:
+            raise ValueError(f"guidance_interval is {low, high}; it is a part of 0 (clean) to 1 (noise)")
+        if not 0 <= guidance_rescale <= 1:
+            raise ValueError(f"guidance_rescale is {guidance_rescale}; it lies in 0 (none) to 1")
         self.register_modules(unet=unet, scheduler=scheduler, text_encoder=text_encoder, tokenizer=tokenizer)
         self.register_to_config(
             pixel_block_size=pixel_block_size,
@@ -75,16 +82,11 @@ class LumierePipeline(DiffusionPipeline):
             width=width,
             default_steps=default_steps,
             default_guidance_scale=default_guidance_scale,
-            guidance_interval=list(guidance_interval),
+            guidance_interval=[low, high],
             guidance_rescale=guidance_rescale,
             timestep_shift=timestep_shift,
         )
         self.codec = PixelBlocks(pixel_block_size)
-        low, high = guidance_interval
-        if not 0 <= low < high <= 1:
-            raise ValueError(f"guidance_interval is {low, high}; it is a part of 0 (clean) to 1 (noise)")
-        if not 0 <= guidance_rescale <= 1:
-            raise ValueError(f"guidance_rescale is {guidance_rescale}; it lies in 0 (none) to 1")
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path | None = None, **kwargs: Any) -> LumierePipeline:
@@ -169,6 +171,8 @@ class LumierePipeline(DiffusionPipeline):
     def _denoiser(self, prompts: Sequence[str], negatives: Sequence[str], scale: float) -> Denoiser:
         """The network, told what to make and what not."""
         encoder = text_encoder_for(self.tokenizer, self.text_encoder)
+        for note in text_notes(self.tokenizer, [*prompts, *negatives]):
+            warnings.warn(note, stacklevel=1)
         told, not_told = (self._moved(encoder.encode(texts)) for texts in (prompts, negatives))
         count = self.scheduler.config.num_train_timesteps
         low, high = self.config.guidance_interval

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -23,6 +24,10 @@ class TextStates:
     pooled: Tensor | None = None
 
 
+MAX_LENGTH = 4096
+"""Longer prompts mean that a tokenizer does not say its length (transformers then gives it an endless one)."""
+
+
 class TextEncoder(Protocol):
     """Prompts in, states out."""
 
@@ -41,7 +46,7 @@ class T5Text:
 
     def encode(self, prompts: Sequence[str]) -> TextStates:
         """States [B, L, D] and mask [B, L]; gradients flow, so that the encoder can be trained."""
-        tokens = self.tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt")
+        tokens = _padded_tokens(self.tokenizer, prompts)
         device = self.text_encoder.device
         mask = tokens.attention_mask.to(device)
         states = self.text_encoder(tokens.input_ids.to(device), attention_mask=mask).last_hidden_state
@@ -59,10 +64,19 @@ class ClipText:
 
     def encode(self, prompts: Sequence[str]) -> TextStates:
         """States [B, 77, D] and the pooled state [B, D]."""
-        tokens = self.tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt")
+        tokens = _padded_tokens(self.tokenizer, prompts)
         output = self.text_encoder(tokens.input_ids.to(self.text_encoder.device))
         pooled = output.text_embeds if hasattr(output, "text_embeds") else output.pooler_output
         return TextStates(output.last_hidden_state, pooled=pooled)
+
+
+def _padded_tokens(tokenizer: Any, prompts: Sequence[str]) -> Any:
+    """Token ids and mask [B, L], L the tokenizer's own length."""
+    if tokenizer.model_max_length > MAX_LENGTH:
+        raise ValueError(
+            "the tokenizer has no model_max_length; set it to the length that its network was trained with"
+        )
+    return tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt")
 
 
 def text_encoder_for(tokenizer: Any, text_encoder: Any) -> TextEncoder:
@@ -120,13 +134,35 @@ def small_t5(num_words: int, *, width: int = 128, num_layers: int = 2, num_heads
 
 
 def unknown_words(tokenizer: Any, prompts: Sequence[str]) -> list[str]:
-    """The words of ``prompts`` that a word tokenizer has never seen, in order, each once."""
+    """The words of ``prompts`` that a word tokenizer has never seen, in order, each once; other tokenizers know all."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or not isinstance(backend.model, models.WordLevel):
+        return []
     vocabulary = tokenizer.get_vocab()
     seen: dict[str, None] = {}
     for prompt in prompts:
-        pieces = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(prompt.lower())
+        pieces = backend.pre_tokenizer.pre_tokenize_str(backend.normalizer.normalize_str(prompt))
         seen.update({word: None for word, _ in pieces if word not in vocabulary})
     return list(seen)
+
+
+def text_notes(tokenizer: Any, prompts: Sequence[str]) -> list[str]:
+    """What a person should know of how ``prompts`` are read: words never seen, with the nearest known, and cut ends."""
+    special = set(tokenizer.all_special_tokens)
+    known = [word for word in tokenizer.get_vocab() if word not in special]
+    notes = []
+    for word in unknown_words(tokenizer, prompts):
+        near = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+        hint = f"the nearest that it knows: {', '.join(near)}" if near else "it knows no word like it"
+        notes.append(f"the model has never seen the word {word!r}; {hint}")
+    limit = tokenizer.model_max_length
+    num_read = limit - tokenizer.num_special_tokens_to_add()
+    for prompt in dict.fromkeys(prompts):
+        ids = tokenizer(prompt, verbose=False).input_ids
+        if len(ids) > limit:
+            cut = tokenizer.decode(ids[limit - 1 :], skip_special_tokens=True)
+            notes.append(f"the model reads {num_read} words or pieces of a prompt; this end is not read: {cut!r}")
+    return notes
 
 
 def freeze(module: torch.nn.Module) -> None:
