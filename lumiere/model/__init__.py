@@ -1,0 +1,1 @@
+"""The network: layers that mix frames, image networks as they are read, and the Space-Time U-Net made of both."""

@@ -1,0 +1,340 @@
+"""The Space-Time U-Net: an image network with layers that mix frames between its own, resized in space and time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
+from diffusers.utils import apply_lora_scale
+from torch import Tensor, nn
+
+from lumiere.config import load_settings
+from lumiere.model import image_unet
+from lumiere.model.image_unet import Heard
+from lumiere.model.temporal import (
+    AttentionInflation,
+    ConvolutionInflation,
+    TemporalDownsample,
+    TemporalSettings,
+    TemporalUpsample,
+)
+from lumiere.video import fold_time, unfold_time
+
+
+class TemporalLayers(nn.Module):
+    """Every layer of a Space-Time U-Net that mixes frames: one block and one resizer for each level of the image one.
+
+    ``halve_time`` says for each halving of space whether time is halved with it, and doubled on the way up.
+    """
+
+    def __init__(self, unet: UNet2DConditionModel, settings: TemporalSettings) -> None:
+        super().__init__()
+        widths = list(unet.config.block_out_channels)
+        halve_time = halvings(unet, settings)
+        self.factor = 2 ** sum(halve_time)
+        self.hears = settings.hears_time_and_text
+        told_width = image_unet.time_width(unet) + image_unet.text_width(unet) if self.hears else 0
+
+        def block(channels: int, is_coarsest: bool) -> nn.Module:
+            kind = AttentionInflation if is_coarsest else ConvolutionInflation
+            return kind(channels, settings, told_width=told_width)
+
+        def resize(kind: type[TemporalDownsample] | type[TemporalUpsample], channels: int) -> nn.Module:
+            return kind(channels, kernel_frames=settings.kernel_frames, resize_init=settings.resize_init)
+
+        coarsest = len(widths) - 1
+        self.down = nn.ModuleList(block(width, index == coarsest) for index, width in enumerate(widths))
+        self.halve_time = nn.ModuleList(
+            resize(TemporalDownsample, width) if halves else nn.Identity()
+            for width, halves in zip(widths, halve_time, strict=False)
+        )
+        self.middle = block(widths[-1], True)
+        self.up = nn.ModuleList(block(width, index == 0) for index, width in enumerate(widths[::-1]))
+        self.double_time = nn.ModuleList(
+            resize(TemporalUpsample, width) if halves else nn.Identity()
+            for width, halves in zip(widths[:0:-1], halve_time[::-1], strict=True)
+        )
+
+
+class STUNet(UNet2DConditionModel):
+    """A text-to-video network made of a text-to-image one: it denoises all frames of a clip together.
+
+    It *is* its image network (diffusers' parameter names, configuration, LoRA loading and attention processors), with
+    the layers that mix frames under ``temporal``. The image weights are frozen and the temporal ones trained. At the
+    start, frames 0, N, 2N, ... (N = ``temporal_factor``) are the image network's own predictions.
+
+        unet = UNet2DConditionModel.from_pretrained("stable-diffusion", subfolder="unet")
+        stunet = STUNet.from_image_unet(unet, temporal=TemporalSettings(halve_time=(True, True, False)))
+        prediction = stunet(noisy_clip, timestep, text_states).sample
+
+    Source: Lumiere, arXiv 2401.12945, section 3.1.
+    """
+
+    _repeated_blocks = ["BasicTransformerBlock", "ResnetBlock2D", "ConvolutionInflation", "AttentionInflation"]
+    _no_split_modules = [*_repeated_blocks, "TemporalDownsample", "TemporalUpsample"]
+
+    def __init__(self, temporal_settings: Mapping[str, Any] | None = None, **image_config: Any) -> None:
+        """A network with random weights; ``image_config`` are UNet2DConditionModel's own arguments."""
+        settings = load_settings(TemporalSettings, temporal_settings or {})
+        super().__init__(**image_config)
+        image_unet.check_readable(self)
+        self.register_to_config(temporal_settings=settings.model_dump(mode="json"))
+        self.gradient_checkpointing = False
+        self.temporal = TemporalLayers(self, settings)
+        self.freeze_image()
+
+    @staticmethod
+    def _get_init_keys(input_class: type) -> set[str]:
+        """The keys of a stored configuration: diffusers reads them off the signature, ours stands for its parent's."""
+        keys = UNet2DConditionModel._get_init_keys(UNet2DConditionModel)
+        return keys | {"temporal_settings"} if issubclass(input_class, STUNet) else set(keys)
+
+    @classmethod
+    def from_image_unet(
+        cls,
+        unet: UNet2DConditionModel,
+        *,
+        temporal: TemporalSettings | None = None,
+        generator: torch.Generator | None = None,
+    ) -> STUNet:
+        """The inflated ``unet``: its weights (shared, not copied), frozen, and new temporal layers.
+
+        The new layers take the image network's device and dtype. ``generator`` draws their start; None: torch's own.
+        Raises ValueError that names the block when ``unet`` is of a family that cannot be read.
+        """
+        image_unet.check_readable(unet)
+        settings = temporal or TemporalSettings()
+        config = {key: value for key, value in unet.config.items() if not key.startswith("_")}
+        with torch.device("meta"):
+            stunet = cls(temporal_settings=settings.model_dump(mode="json"), **config)
+        unknown = stunet.load_state_dict(unet.state_dict(), strict=False, assign=True).unexpected_keys
+        if unknown:
+            raise ValueError(
+                f"the image U-Net has weights that are not its own ({unknown[0]} and {len(unknown) - 1} more);"
+                " fuse or unload adapters before inflating"
+            )
+        device = unet.device
+        with _seeded(generator), torch.device("meta" if device.type == "meta" else "cpu"):
+            stunet.temporal = TemporalLayers(stunet, settings)
+        stunet.temporal.to(device=device, dtype=unet.dtype)
+        stunet.freeze_image()
+        return stunet.eval()
+
+    @property
+    def settings(self) -> TemporalSettings:
+        """The settings of the temporal layers."""
+        return load_settings(TemporalSettings, self.config.temporal_settings)
+
+    @property
+    def temporal_factor(self) -> int:
+        """How many frames of the clip one frame stands for at the coarsest level: lengths are multiples of it."""
+        return self.temporal.factor
+
+    @property
+    def spatial_factor(self) -> int:
+        """How many pixels one place stands for at the coarsest level: height and width are multiples of it."""
+        return 2 ** image_unet.num_spatial_halvings(self)
+
+    def image_parameters(self) -> Iterator[nn.Parameter]:
+        """The weights of the image network."""
+        return (weight for name, weight in self.named_parameters() if not name.startswith("temporal."))
+
+    def temporal_parameters(self) -> Iterator[nn.Parameter]:
+        """The weights of the layers that mix frames."""
+        return self.temporal.parameters()
+
+    def freeze_image(self) -> None:
+        """Train the temporal layers only."""
+        for weight in self.image_parameters():
+            weight.requires_grad_(False)
+        self.temporal.requires_grad_(True)
+
+    def train(self, mode: bool = True) -> STUNet:
+        """Training or evaluation mode; parts without a trainable weight stay in evaluation mode (dropout, copies)."""
+        super().train(mode)
+        for child in self.children():
+            if mode and not any(weight.requires_grad for weight in child.parameters()):
+                child.eval()
+        return self
+
+    @apply_lora_scale("cross_attention_kwargs")
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float | int,
+        encoder_hidden_states: Tensor,
+        class_labels: Tensor | None = None,
+        timestep_cond: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        added_cond_kwargs: dict[str, Tensor] | None = None,
+        down_block_additional_residuals: tuple[Tensor, ...] | None = None,
+        mid_block_additional_residual: Tensor | None = None,
+        down_intrablock_additional_residuals: tuple[Tensor, ...] | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> UNet2DConditionOutput | tuple[Tensor]:
+        """The prediction [B, out_channels, T, H, W] for noisy clips ``sample`` [B, in_channels, T, H, W].
+
+        diffusers' arguments in diffusers' order, and all of them per clip: ``timestep`` a number or [B],
+        ``encoder_hidden_states`` [B, L, D], ``encoder_attention_mask`` [B, L] (1: keep), class labels and added
+        embeddings [B, ...]. A clip of one frame passes as an image, without the temporal layers.
+        Raises ValueError for sizes that the network cannot halve, and for residuals, which no image level could place.
+        """
+        self._check_clip(sample)
+        if not all(
+            extra is None
+            for extra in (
+                down_block_additional_residuals,
+                mid_block_additional_residual,
+                down_intrablock_additional_residuals,
+            )
+        ):
+            raise ValueError("additional residuals (ControlNet, T2I-Adapter) are not read by a Space-Time U-Net")
+        time, text = image_unet.hear(
+            self,
+            sample,
+            timestep,
+            encoder_hidden_states,
+            class_labels=class_labels,
+            timestep_cond=timestep_cond,
+            added_cond_kwargs=added_cond_kwargs,
+        )
+        heard = Heard(
+            time,
+            text,
+            image_unet.score_bias(encoder_attention_mask, sample),
+            image_unet.score_bias(attention_mask, sample),
+            cross_attention_kwargs,
+        )
+        told = self._told(heard, encoder_attention_mask) if self.temporal.hears else None
+        prediction = self._predict(sample, heard, told)
+        return UNet2DConditionOutput(prediction) if return_dict else (prediction,)
+
+    def _predict(self, sample: Tensor, heard: Heard, told: Tensor | None) -> Tensor:
+        """The way down, through the middle and up: at each level image layers, then a layer that mixes frames."""
+        clip = _Clip(sample.shape[2], heard, told)
+        temporal, run = self.temporal, self._run
+        frames = image_unet.stem(self, fold_time(sample))
+        skips = [frames]
+        for level, block in enumerate(self.down_blocks):
+            for layer in image_unet.layers(block):
+                frames = image_unet.through(layer, frames, clip.heard, run)
+                skips.append(frames)
+            frames = skips[-1] = clip.mix(temporal.down[level], frames, run)
+            if block.downsamplers is not None:
+                frames = image_unet.downsample(block, frames, clip.heard, run)
+                frames = clip.resize(temporal.halve_time[level], frames)
+                skips.append(frames)
+        frames = image_unet.middle(self, frames, clip.heard, run)
+        frames = clip.mix(temporal.middle, frames, run)
+        for level, block in enumerate(self.up_blocks):
+            for layer in image_unet.layers(block):
+                frames = image_unet.through(layer, torch.cat([frames, skips.pop()], dim=1), clip.heard, run)
+            frames = clip.mix(temporal.up[level], frames, run)
+            if block.upsamplers is not None:
+                frames = image_unet.upsample(block, frames, clip.heard, run)
+                frames = clip.resize(temporal.double_time[level], frames)
+        return unfold_time(image_unet.head(self, frames), sample.shape[2])
+
+    def _run(self, module: nn.Module, *inputs: Any) -> Tensor:
+        """Run a part; under gradient checkpointing its insides are computed again in the backward pass."""
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return self._gradient_checkpointing_func(module, *inputs)
+        return module(*inputs)
+
+    def _told(self, heard: Heard, mask: Tensor | None) -> Tensor:
+        """What the temporal blocks hear, [B, E + D]: the noise level, and the mean text state over the real words."""
+        if mask is None:
+            text = heard.text.mean(1)
+        else:
+            kept = mask.to(heard.text.dtype).unsqueeze(-1)
+            text = (heard.text * kept).sum(1) / kept.sum(1).clamp(min=1)
+        return torch.cat([F.silu(heard.time), F.layer_norm(text, text.shape[-1:])], dim=-1)
+
+    def _check_clip(self, sample: Tensor) -> None:
+        """Raise ValueError for a clip whose shape the network cannot take."""
+        if sample.ndim != 5:
+            raise ValueError(
+                f"sample has shape {list(sample.shape)}; needed is a clip [B, C, T, H, W]"
+                " (one image is a clip of one frame: image[:, :, None])"
+            )
+        _, channels, frames, height, width = sample.shape
+        if channels != self.config.in_channels:
+            raise ValueError(f"sample has {channels} channels; this network takes {self.config.in_channels}")
+        if frames == 0:
+            raise ValueError("the clip has no frames")
+        step = self.temporal_factor
+        if frames % step and frames != 1:
+            below, above = frames // step * step, -(-frames // step) * step
+            raise ValueError(
+                f"clip has {frames} frames; this network halves time {step.bit_length() - 1} times and needs a"
+                f" multiple of {step} ({f'trim to {below} or ' if below else ''}pad to {above}), or one frame"
+            )
+        step = self.spatial_factor
+        if height % step or width % step:
+            raise ValueError(
+                f"frames are {height} x {width}; this network halves height and width {step.bit_length() - 1} times"
+                f" and needs multiples of {step} (nearest: {_nearest(height, step)} x {_nearest(width, step)})"
+            )
+
+    def enable_freeu(self, s1: float, s2: float, b1: float, b2: float) -> None:
+        """Refused: the walk over the image layers does not apply FreeU."""
+        raise ValueError("FreeU is not applied by a Space-Time U-Net; leave it off")
+
+
+class _Clip:
+    """How many frames the clip has at the level that is being worked on, and what its layers are told there."""
+
+    def __init__(self, num_frames: int, heard: Heard, told: Tensor | None) -> None:
+        self.is_image = num_frames == 1
+        self.num_frames, self.told, self._heard = num_frames, told, heard
+        self.heard = heard.for_frames(num_frames)
+
+    def mix(self, block: nn.Module, frames: Tensor, run: image_unet.Run) -> Tensor:
+        """Frames [B*T, C, H, W] through a block that mixes them."""
+        if self.is_image:
+            return frames
+        return fold_time(run(block, unfold_time(frames, self.num_frames), self.told))
+
+    def resize(self, resizer: nn.Module, frames: Tensor) -> Tensor:
+        """Frames [B*T, C, H, W] through a temporal resizer."""
+        if self.is_image or isinstance(resizer, nn.Identity):
+            return frames
+        clip = resizer(unfold_time(frames, self.num_frames))
+        self.num_frames = clip.shape[2]
+        self.heard = self._heard.for_frames(self.num_frames)
+        return fold_time(clip)
+
+
+def halvings(unet: UNet2DConditionModel, settings: TemporalSettings) -> tuple[bool, ...]:
+    """For each halving of space, finest first, whether time is halved with it."""
+    count = image_unet.num_spatial_halvings(unet)
+    if settings.halve_time is None:
+        return (True,) * count
+    if len(settings.halve_time) != count:
+        raise ValueError(
+            f"halve_time has {len(settings.halve_time)} entries; this image network halves space {count} times and"
+            f" needs one true or false for each, finest first"
+        )
+    return settings.halve_time
+
+
+def _nearest(size: int, step: int) -> int:
+    return max(step, round(size / step) * step)
+
+
+@contextmanager
+def _seeded(generator: torch.Generator | None) -> Iterator[None]:
+    """torch's own random numbers on the CPU come from ``generator``; afterwards they go on as if nothing was drawn."""
+    if generator is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(2**62, (), generator=generator, device=generator.device)))
+        yield

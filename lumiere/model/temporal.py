@@ -1,0 +1,293 @@
+"""Layers that mix the frames of a clip. Each works alone on any feature clip [B, C, T, H, W].
+
+A feature clip lives channels-last, [B, T, H, W, C] in memory. Convolutions along time see the same bytes as
+[B, C, T, H*W] in torch.channels_last and run as a (k, 1) Conv2d; only attention along time transposes.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+
+from lumiere.config import Settings
+from lumiere.video import fold_time, unfold_time
+
+NORM_GROUPS = 32
+
+
+class TemporalSettings(Settings):
+    """What an image network is given to become a Space-Time U-Net; the defaults are those of SPEC section 3."""
+
+    # Whether time is halved together with the first, second, ... halving of space; None: with every one of them.
+    halve_time: tuple[bool, ...] | None = None
+    # Frames that a temporal convolution sees at once; odd.
+    kernel_frames: int = Field(3, ge=1)
+    # Pixels on a side that the 2-D convolution of a convolution block sees at once; odd.
+    kernel_px: int = Field(3, ge=1)
+    # Channels inside a convolution block, as a multiple of its level's.
+    width: float = Field(1.0, gt=0)
+    # Inside a block: over the channels of each place ("layer"), or over groups of channels of each frame ("group").
+    # On a CPU in bf16 the first was measured at a tenth of the second's time.
+    norm: Literal["layer", "group"] = "layer"
+    # Attention layers stacked in each attention block.
+    attention_layers: int = Field(2, ge=1)
+    # Heads of temporal attention; None: one per 64 channels.
+    attention_heads: int | None = Field(None, ge=1)
+    # Channels of a feed-forward after each attention layer, as a multiple of the level's; 0: none, as in the paper.
+    feed_forward: float = Field(0.0, ge=0)
+    # How attention knows the order of the frames.
+    positions: Literal["sinusoidal", "none"] = "sinusoidal"
+    # How the convolutions of the temporal resizing start; "standard" exists for the paper's ablation (appendix B).
+    resize_init: Literal["identity", "standard"] = "identity"
+    # Whether the blocks hear the noise level and the mean text state.
+    hears_time_and_text: bool = False
+
+    @field_validator("kernel_frames", "kernel_px")
+    @classmethod
+    def _odd(cls, value: int) -> int:
+        if value % 2 == 0:
+            raise ValueError(f"is {value}; a kernel needs a middle, so an odd size (1, 3, 5, ...)")
+        return value
+
+
+class TemporalConv(nn.Conv2d):
+    """A convolution along time of a feature clip in channels-last memory, as a (k, 1) Conv2d on the same bytes."""
+
+    def __init__(self, channels: int, *, kernel_frames: int, stride: int = 1) -> None:
+        super().__init__(channels, channels, (kernel_frames, 1), stride=(stride, 1), padding=(kernel_frames // 2, 0))
+
+    def forward(self, clip: Tensor) -> Tensor:
+        """[B, C, T, H, W] -> [B, C, T / stride, H, W]; frames beyond the ends count as zero."""
+        height, width = clip.shape[-2:]
+        return super().forward(clip.flatten(3)).unflatten(3, (height, width))
+
+    def start_as_identity(self) -> None:
+        """Set Dirac weights and zero bias: what comes in goes out."""
+        nn.init.dirac_(self.weight)
+        nn.init.zeros_(self.bias)  # type: ignore[arg-type]
+
+
+class TemporalDownsample(nn.Module):
+    """Halve the frame rate of a feature clip.
+
+    Starts by keeping every second frame unchanged, so that an inflated network begins with its image network's
+    opinion; training turns it into a learned filter.
+
+    Raises ValueError when the number of frames is odd.
+    Source: Lumiere, section 3.1 and appendix B.
+    """
+
+    def __init__(
+        self, channels: int, *, kernel_frames: int = 3, resize_init: Literal["identity", "standard"] = "identity"
+    ) -> None:
+        super().__init__()
+        # A strided convolution gives the same frames as a convolution of which every second frame is kept.
+        self.conv = TemporalConv(channels, kernel_frames=kernel_frames, stride=2)
+        if resize_init == "identity":
+            self.conv.start_as_identity()
+
+    def forward(self, clip: Tensor) -> Tensor:
+        """[B, C, T, H, W] -> [B, C, T/2, H, W]."""
+        _check_rank(clip)
+        if clip.shape[2] % 2:
+            frames = clip.shape[2]
+            raise ValueError(
+                f"clip has {frames} frames; halving time needs an even number (trim to {frames - 1} or pad to"
+                f" {frames + 1})"
+            )
+        return self.conv(clip)
+
+
+class TemporalUpsample(nn.Module):
+    """Double the frame rate of a feature clip: each frame twice, then a convolution along time.
+
+    Starts by giving each frame twice, unchanged. Source: Lumiere, section 3.1 and appendix B.
+    """
+
+    def __init__(
+        self, channels: int, *, kernel_frames: int = 3, resize_init: Literal["identity", "standard"] = "identity"
+    ) -> None:
+        super().__init__()
+        self.conv = TemporalConv(channels, kernel_frames=kernel_frames)
+        if resize_init == "identity":
+            self.conv.start_as_identity()
+
+    def forward(self, clip: Tensor) -> Tensor:
+        """[B, C, T, H, W] -> [B, C, 2*T, H, W]."""
+        _check_rank(clip)
+        last = clip.permute(0, 2, 3, 4, 1)
+        # Stacking was measured at a fortieth of the time of repeat_interleave or a nearest-neighbour resize.
+        twice = torch.stack((last, last), dim=2).flatten(1, 2)
+        return self.conv(twice.permute(0, 4, 1, 2, 3))
+
+
+class ChannelNorm(nn.Module):
+    """Normalise features [B, T, H, W, C], channels last: over each place's channels, or over groups in each frame."""
+
+    def __init__(self, channels: int, *, kind: Literal["layer", "group"] = "layer") -> None:
+        super().__init__()
+        self.num_groups = math.gcd(channels, NORM_GROUPS) if kind == "group" else 0
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, last: Tensor) -> Tensor:
+        """[B, T, H, W, C] -> the same shape."""
+        if not self.num_groups:
+            return F.layer_norm(last, self.weight.shape, self.weight, self.bias)
+        frames = last.flatten(0, 1).permute(0, 3, 1, 2)
+        return F.group_norm(frames, self.num_groups, self.weight, self.bias).permute(0, 2, 3, 1).view(last.shape)
+
+
+class Hearing(nn.Module):
+    """Scale and shift normalised features [B, ..., C] by what their clip was told [B, D]."""
+
+    def __init__(self, told_width: int, channels: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(told_width, 2 * channels)
+
+    def forward(self, normed: Tensor, told: Tensor) -> Tensor:
+        """Features [B, ..., C] and told [B, D] -> features."""
+        scale, shift = self.project(told).to(normed.dtype).chunk(2, dim=-1)
+        shape = (len(told),) + (1,) * (normed.ndim - 2) + (-1,)
+        return torch.addcmul(shift.view(shape), normed, 1 + scale.view(shape))
+
+
+class ConvolutionInflation(nn.Module):
+    """Add motion to a feature clip with a 2-D and a temporal convolution.
+
+    2-D convolution, norm and activation, temporal convolution, norm and activation, linear projection; added to what
+    came in. The projection starts at zero, so that nothing changes before training. With ``told_width`` the block
+    also hears ``told`` [B, told_width], as a scale and shift after the first norm.
+
+    Source: Lumiere, section 3.1 and figure 4.
+    """
+
+    def __init__(self, channels: int, settings: TemporalSettings | None = None, *, told_width: int = 0) -> None:
+        super().__init__()
+        settings = settings or TemporalSettings()
+        width = max(1, round(channels * settings.width))
+        self.spatial = nn.Conv2d(channels, width, settings.kernel_px, padding=settings.kernel_px // 2)
+        self.spatial_norm = ChannelNorm(width, kind=settings.norm)
+        self.hearing = Hearing(told_width, width) if told_width else None
+        self.temporal = TemporalConv(width, kernel_frames=settings.kernel_frames)
+        self.temporal_norm = ChannelNorm(width, kind=settings.norm)
+        self.project = _zero_linear(width, channels)
+
+    def forward(self, clip: Tensor, told: Tensor | None = None) -> Tensor:
+        """[B, C, T, H, W] -> the same shape."""
+        _check_rank(clip)
+        hidden = unfold_time(self.spatial(fold_time(clip)), clip.shape[2]).permute(0, 2, 3, 4, 1)
+        hidden = _hear(self.hearing, self.spatial_norm(hidden), told)
+        hidden = self.temporal(F.silu(hidden).permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1)
+        change = self.project(F.silu(self.temporal_norm(hidden)))
+        return clip + change.permute(0, 4, 1, 2, 3)
+
+
+class AttentionInflation(nn.Module):
+    """Add motion to a feature clip with attention along time, at each place by itself.
+
+    Norm, positions, a stack of attention layers, linear projection; added to what came in. The projection starts at
+    zero, so that nothing changes before training. With ``told_width`` the block also hears ``told`` [B, told_width],
+    as a scale and shift after the norm. Costs grow with the square of the frames: for the coarsest level.
+
+    Source: Lumiere, section 3.1 and figure 4.
+    """
+
+    def __init__(self, channels: int, settings: TemporalSettings | None = None, *, told_width: int = 0) -> None:
+        super().__init__()
+        settings = settings or TemporalSettings()
+        self.has_positions = settings.positions == "sinusoidal"
+        self.norm = ChannelNorm(channels)
+        self.hearing = Hearing(told_width, channels) if told_width else None
+        self.layers = nn.ModuleList(_AttentionLayer(channels, settings) for _ in range(settings.attention_layers))
+        self.project = _zero_linear(channels, channels)
+
+    def forward(self, clip: Tensor, told: Tensor | None = None) -> Tensor:
+        """[B, C, T, H, W] -> the same shape."""
+        _check_rank(clip)
+        batch, channels, frames, height, width = clip.shape
+        last = clip.permute(0, 2, 3, 4, 1)
+        hidden = _hear(self.hearing, self.norm(last), told)
+        hidden = hidden.reshape(batch, frames, height * width, channels).transpose(1, 2).reshape(-1, frames, channels)
+        if self.has_positions:
+            hidden = hidden + sinusoidal_positions(frames, channels, like=hidden)
+        for layer in self.layers:
+            hidden = layer(hidden)
+        # The projection comes after the way back, so that its output already lies as the clip does.
+        hidden = hidden.view(batch, height * width, frames, channels).transpose(1, 2).reshape(last.shape)
+        return clip + self.project(hidden).permute(0, 4, 1, 2, 3)
+
+
+class _AttentionLayer(nn.Module):
+    """Self-attention of sequences [N, T, C], added to what came in; then, if asked for, a feed-forward."""
+
+    def __init__(self, channels: int, settings: TemporalSettings) -> None:
+        super().__init__()
+        self.num_heads = settings.attention_heads or max(1, channels // 64)
+        if channels % self.num_heads:
+            raise ValueError(
+                f"temporal attention has {self.num_heads} heads for {channels} channels; attention_heads must divide"
+                f" the channels (try {math.gcd(channels, 8)})"
+            )
+        self.norm = ChannelNorm(channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.out = nn.Linear(channels, channels)
+        hidden = round(channels * settings.feed_forward)
+        self.feed_forward: nn.Module | None = None
+        if hidden:
+            self.feed_forward = nn.Sequential(
+                ChannelNorm(channels), nn.Linear(channels, hidden), nn.SiLU(), nn.Linear(hidden, channels)
+            )
+
+    def forward(self, sequences: Tensor) -> Tensor:
+        """[N, T, C] -> the same shape."""
+        qkv = self.qkv(self.norm(sequences)).unflatten(-1, (3, self.num_heads, -1))
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = attend(query, key, value).transpose(1, 2).flatten(2)
+        sequences = sequences + self.out(mixed)
+        return sequences if self.feed_forward is None else sequences + self.feed_forward(sequences)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention of [N, heads, T, D]: plain on a CPU, where it was measured at two to five times the fused kernel."""
+    if query.device.type != "cpu":
+        return F.scaled_dot_product_attention(query, key, value)
+    weights = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+    return weights.softmax(-1) @ value
+
+
+def sinusoidal_positions(frames: int, channels: int, *, like: Tensor) -> Tensor:
+    """Sines and cosines [T, C] of the frame's number, in ``like``'s dtype; odd ``channels`` end in a zero."""
+    half = channels // 2
+    rates = torch.exp(torch.arange(half, device=like.device) * (-math.log(10_000.0) / max(half, 1)))
+    angles = torch.arange(frames, device=like.device)[:, None] * rates
+    table = torch.cat((angles.sin(), angles.cos()), dim=1)
+    return F.pad(table, (0, channels - 2 * half)).to(like.dtype)
+
+
+def _hear(hearing: Hearing | None, normed: Tensor, told: Tensor | None) -> Tensor:
+    if hearing is None:
+        return normed
+    if told is None:
+        raise ValueError("this temporal block hears the noise level and the text: call it with told [B, told_width]")
+    return hearing(normed, told)
+
+
+def _zero_linear(inputs: int, outputs: int) -> nn.Linear:
+    linear = nn.Linear(inputs, outputs)
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return linear
+
+
+def _check_rank(clip: Tensor) -> None:
+    if clip.ndim != 5:
+        raise ValueError(
+            f"features have shape {list(clip.shape)}; layers that mix frames need a clip [B, C, T, H, W]"
+            " (one image is a clip of one frame: image[:, :, None])"
+        )
