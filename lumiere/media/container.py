@@ -18,6 +18,8 @@ from lumiere.video import FPS
 # These decoders see the alpha plane that FFmpeg's own VP8 and VP9 decoders leave out.
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
+PLAYLISTS = frozenset({"concat", "dash", "hls", "imf"})
+
 # Below this, decoding from the start is as fast as seeking.
 SEEK_FROM_S = 2.0
 
@@ -91,6 +93,8 @@ def opened_video(path: Path) -> Iterator[tuple[Any, Any]]:
     except (av.error.FFmpegError, UnicodeError) as error:
         raise ValueError(f"{path} cannot be opened as a video: {reason(error)}") from error
     with container:
+        if container.format.name in PLAYLISTS:
+            raise ValueError(f"{path} is a list of other files ({container.format.name}); give the videos themselves")
         streams = [stream for stream in container.streams.video if not _is_cover(stream)]
         if not streams:
             raise ValueError(f"{path} holds no video stream (only {len(container.streams)} of other kinds)")
@@ -153,7 +157,8 @@ def _decoder(stream: Any) -> Any:
 
 def _has_alpha_layer(stream: Any) -> bool:
     decoder = ALPHA_DECODERS.get(stream.codec_context.codec.canonical_name)
-    return stream.metadata.get("alpha_mode") == "1" and decoder in av.codecs_available
+    marked = any(key.lower() == "alpha_mode" and value == "1" for key, value in stream.metadata.items())
+    return marked and decoder in av.codecs_available
 
 
 def _seeks_well(container: Any, stream: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -93,7 +93,21 @@ def crop_and_resize(rgb: np.ndarray, size: tuple[int, int], *, pixel_aspect: flo
     left, top = (width - crop_width) / 2, (height - crop_height) / 2
     if (left, top, size) == (0, 0, (height, width)):
         return rgb
-    shrinks = crop_height >= size[0] and crop_width >= size[1]
-    method = Image.Resampling.BOX if shrinks else Image.Resampling.BICUBIC
-    box = (left, top, min(left + crop_width, width), min(top + crop_height, height))
-    return np.asarray(Image.fromarray(rgb).resize((size[1], size[0]), method, box=box))
+    right, bottom = min(left + crop_width, width), min(top + crop_height, height)
+    if crop_height < size[0] or crop_width < size[1]:
+        resized = Image.fromarray(rgb).resize(size[::-1], Image.Resampling.BICUBIC, box=(left, top, right, bottom))
+        return np.asarray(resized)
+    # Not Pillow's box filter: it counts every pixel whole or not at all.
+    rows = _area_weights(height, size[0], begin=top, end=bottom)
+    columns = _area_weights(width, size[1], begin=left, end=right)
+    by_rows = (rows @ rgb.reshape(height, width * 3).astype(np.float32)).reshape(size[0], width, 3)
+    return (columns @ by_rows + 0.5).astype(np.uint8)
+
+
+@lru_cache(maxsize=64)
+def _area_weights(length: int, count: int, *, begin: float, end: float) -> np.ndarray:
+    """Weights [count, length]: how much of each of ``count`` equal parts of begin..end each pixel fills."""
+    edges = np.linspace(begin, end, count + 1)
+    pixels = np.arange(length)
+    covered = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
+    return (covered.clip(min=0) / np.diff(edges)[:, None]).astype(np.float32)

@@ -21,6 +21,9 @@ VIDEO_SUFFIXES = frozenset(
 )
 """Names by which a folder's videos are recognised; ``read_clip`` itself goes by content."""
 
+TIME_ROUNDING_S = 0.0015
+"""Containers count in milliseconds: a clip of exactly five seconds has no 81st frame because its end is rounded up."""
+
 MAX_CLIP_BYTES = 2**31
 """Largest clip that is read into memory at once: 80 frames of 4K."""
 
@@ -93,8 +96,8 @@ def _pictures(path: Path, start_s: float) -> Iterator[Picture]:
 def nearest_pictures(pictures: Iterable[Picture], *, fps: float, start_s: float = 0.0) -> Iterator[Picture]:
     """Yield for each moment start_s + k / fps the picture whose time is nearest, the earlier one of two.
 
-    The last picture is shown for its own duration, and a moment counts when at least half of its 1 / fps lies before
-    that end; a single picture always counts. A BrokenOff that ends the pictures is passed on behind the last of them.
+    The last picture is shown for its own duration, and every moment before that end counts. A BrokenOff that ends the
+    pictures is passed on behind the last of them.
     """
     shown: Picture | None = None
     gap_s = 1 / fps
@@ -117,7 +120,7 @@ def nearest_pictures(pictures: Iterable[Picture], *, fps: float, start_s: float 
         shown = picture
     assert shown is not None, "readers raise ValueError when there is no picture"
     end_s = shown.time_s + (shown.duration_s or gap_s)
-    while start_s + (count + 0.5) / fps <= end_s + 1e-6 or (count == 0 and start_s < end_s):
+    while start_s + count / fps <= end_s - TIME_ROUNDING_S:
         yield shown
         count += 1
     if broken is not None:

@@ -25,7 +25,8 @@ FRAME_NAME = "frame_{:05d}.png"
 MP4_CRF = 17
 """x264's constant quality: visually lossless; a five-second clip of 256x256 takes some 100 kB."""
 
-GIF_PALETTE_FRAMES = 16
+GIF_PALETTE_PIXELS = 2**24
+"""The palette of a GIF is drawn from all pixels up to this number, and from every n-th frame of larger clips."""
 
 
 def write_clip(
@@ -40,7 +41,8 @@ def write_clip(
     """Write 8-bit frames [T, H, W, 3] as a file that plays at ``fps``; the name's ending chooses the kind.
 
     ``.mp4`` (H.264, yuv420p, even sides only), ``.gif`` (256 colours), ``.webp`` and ``.apng`` (exact), no ending: a
-    folder of PNG frames (exact). ``scale`` enlarges by a whole number, each pixel into a square or, if ``smooth``,
+    folder of PNG frames (exact). A clip in which nothing moves becomes a single picture in ``.webp`` and ``.apng``.
+    ``scale`` enlarges by a whole number, each pixel into a square or, if ``smooth``,
     bicubically. The recipe is stored in the comment of the file and as JSON beside it. An older clip of that name
     is replaced at the end of writing, and kept when writing fails. Returns the path.
     Raises ValueError when the frames or the path cannot be written.
@@ -240,7 +242,8 @@ def _write_gif(pictures: Iterator[np.ndarray], path: Path, *, rate: Fraction, co
 
 def _shared_palette(images: list[Image.Image]) -> Image.Image:
     """A palette of 256 colours for the whole clip, so that still parts keep their colour."""
-    sample = images[:: -(-len(images) // GIF_PALETTE_FRAMES)]
+    pixels = len(images) * images[0].width * images[0].height
+    sample = images[:: -(-pixels // GIF_PALETTE_PIXELS)]
     stacked = np.concatenate([np.asarray(image) for image in sample])
     return Image.fromarray(stacked).quantize(256, method=Image.Quantize.MEDIANCUT)
 
@@ -268,8 +271,8 @@ def _save_animation(
 
 
 def _durations_ms(count: int, rate: Fraction, *, unit_ms: int) -> list[float]:
-    """How long each frame is shown where the format counts in whole units: rounded so that no error adds up."""
-    ends = [round(index * 1000 / rate / unit_ms) for index in range(count + 1)]
+    """How long each frame is shown where the format counts in whole units: rounded down so that no error adds up."""
+    ends = [int(index * 1000 / rate / unit_ms) for index in range(count + 1)]
     return [unit_ms * max(end - start, 1) for start, end in pairwise(ends)]
 
 
