@@ -13,7 +13,12 @@ __version__ = "0.1.0"
 __all__ = ["LumierePipeline", "STUNet", "__version__"]
 
 # Imported at the first use: torch and diffusers take seconds, and `lumiere --help` needs neither.
-_HOMES = {"STUNet": "lumiere.model.stunet", "LumierePipeline": "lumiere.pipeline"}
+_HOMES = {
+    "STUNet": "lumiere.model.stunet",
+    "LumierePipeline": "lumiere.pipeline",
+    # Not ours, and not public: diffusers asks the library of a component for it to learn how the component is loaded.
+    "ModelMixin": "diffusers",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -20,8 +20,13 @@ class Placement:
     dtype: torch.dtype
     reason: str
 
+    @property
+    def dtype_name(self) -> str:
+        """The number format's name as ``choose_placement`` takes it."""
+        return str(self.dtype).removeprefix("torch.")
+
     def __str__(self) -> str:
-        return f"{self.device}, {str(self.dtype).removeprefix('torch.')} ({self.reason})"
+        return f"{self.device}, {self.dtype_name} ({self.reason})"
 
 
 def choose_placement(device: str = "auto", dtype: str = "auto") -> Placement:

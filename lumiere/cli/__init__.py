@@ -82,5 +82,5 @@ def _quiet_libraries(is_debug: bool) -> None:
     warnings.showwarning = _show_warning
 
 
-def _show_warning(message: Warning | str, *_: object) -> None:
+def _show_warning(message: Warning | str, *_: typing.Any, **__: typing.Any) -> None:
     print(f"note: {message}", file=sys.stderr)

@@ -24,12 +24,12 @@ class ClipRecipe(Settings):
     num_frames: int
     num_inference_steps: int
     guidance_scale: float
-    sampler: str | None
+    sampler: str | None = None
     """A name of `--sampler`; None for the scheduler of the model folder."""
     scale: int
     """How many times wider the file's pictures are than the network's."""
 
-    model: str | None
+    model: str | None = None
     """The model folder; None for the one inside the package."""
     model_files: dict[str, str]
     """SHA-256 of its weights and configurations."""

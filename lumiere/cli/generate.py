@@ -6,12 +6,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
-
-if TYPE_CHECKING:
-    from lumiere.cli.clip_recipe import ClipRecipe
 
 CLIP_SUFFIXES = (".mp4", ".gif", ".webp", ".apng")
 CLEAR_WIDTH_PX = 256
@@ -92,11 +89,24 @@ class Generate:
         jobs = [(prompt, seed) for prompt in prompts for seed in seeds]
         paths = output_paths(jobs, self.out, self.format)
 
-        from lumiere.cli.clip_maker import ClipMaker
+        from lumiere.cli.clip_maker import make_clips
 
-        maker = ClipMaker(self, repeated)
-        maker.check(paths)
-        maker.make(jobs, paths)
+        make_clips(self.wishes(), jobs, paths, like=repeated)
+
+    def wishes(self) -> dict[str, Any]:
+        """The options that were given, by their names in a ClipRecipe."""
+        fields = {
+            "negative_prompt": self.negative_prompt,
+            "num_frames": self.frames,
+            "num_inference_steps": self.steps,
+            "guidance_scale": self.guidance,
+            "sampler": self.sampler,
+            "scale": self.scale,
+            "model": None if self.model is None else str(self.model),
+            "device": self.device,
+            "dtype": self.dtype,
+        }
+        return {name: value for name, value in fields.items() if value is not None}
 
 
 def chosen_prompts(given: Sequence[str], file: Path | None) -> list[str]:
@@ -120,7 +130,10 @@ def chosen_prompts(given: Sequence[str], file: Path | None) -> list[str]:
 
 
 def chosen_seeds(seed: int | None, seeds: Sequence[int]) -> list[int]:
-    """The seeds given; none when none was. Raises ValueError for one that no generator takes, or for two ways at once."""
+    """The seeds given; none when none was.
+
+    Raises ValueError for one that no generator takes, or when both options are given.
+    """
     if seed is not None and seeds:
         raise ValueError("--seed and --seeds are both given (write all of them after --seeds)")
     chosen = [seed] if seed is not None else list(seeds)

@@ -64,11 +64,9 @@ def _about_folder(folder: Path) -> Facts:
     """A model folder and its components, a single network, a training run, or the frames of a clip."""
     if (folder / "model_index.json").is_file():
         index = _json(folder / "model_index.json")
-        parts = {name: value[1] for name, value in index.items() if isinstance(value, list) and value[1]}
-        facts = [("model", f"{index.get('_class_name')} in {folder}")]
-        settings = {name: value for name, value in index.items() if name[0] != "_" and not isinstance(value, list)}
-        facts += [(name, str(value)) for name, value in settings.items()]
-        return facts + [(name, _component(folder / name, kind)) for name, kind in parts.items()]
+        parts = {name: _component(folder / name, index[name][1]) for name in index if (folder / name).is_dir()}
+        settings = {name: json.dumps(index[name]) for name in index if name[0] != "_" and name not in parts}
+        return [("model", f"{index.get('_class_name')} in {folder}"), *parts.items(), *settings.items()]
     if (folder / "config.json").is_file():
         config = _json(folder / "config.json")
         facts = [("network", _component(folder, str(config.get("_class_name") or config.get("model_type"))))]

@@ -1,0 +1,154 @@
+"""Making the clips of ``lumiere generate``: the model and its settings, the progress bar, the files."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.utils import logging
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from lumiere.cli.clip_recipe import (
+    ClipRecipe,
+    check_same_model,
+    file_hashes,
+    installed_versions,
+    other_versions,
+    processor_name,
+)
+from lumiere.cli.generate import CLEAR_WIDTH_PX
+from lumiere.device import Placement, choose_placement
+from lumiere.media import check_writable, write_clip
+from lumiere.pipeline import LumierePipeline, embedded_weights
+from lumiere.video import FPS, to_uint8
+
+Wishes = dict[str, Any]
+"""Fields of a ClipRecipe that were asked for."""
+
+
+def make_clips(
+    wishes: Wishes, jobs: Sequence[tuple[str, int]], paths: Sequence[Path], *, like: ClipRecipe | None
+) -> None:
+    """Make the clip of each (prompt, seed) and write it to its path; what the wishes leave open, ``like`` says.
+
+    Raises ValueError, before the first clip is begun, for whatever of it cannot be done.
+    """
+    for path in paths:
+        check_writable(path)
+    wishes = {**(repeated_wishes(like) if like else {}), **wishes}
+    placement = choose_placement(wishes.get("device", "auto"), wishes.get("dtype", "auto"))
+    if like:
+        torch.set_num_threads(like.num_threads)
+    folder = Path(wishes["model"]) if "model" in wishes else embedded_weights()
+    pipeline = load_pipeline(folder, placement)
+    wishes = {**model_wishes(pipeline), **wishes, "device": str(placement.device), "dtype": placement.dtype_name}
+    facts: Wishes = {
+        "model_files": file_hashes(folder),
+        "num_threads": torch.get_num_threads(),
+        "processor": processor_name(),
+        "versions": installed_versions(),
+    }
+    recipes = [ClipRecipe(prompt=prompt, seed=seed, **wishes, **facts) for prompt, seed in jobs]
+    if like:
+        _compare(like, recipes[0], folder)
+    if recipes[0].sampler:
+        pipeline.use_scheduler(recipes[0].sampler)
+    for recipe, path in zip(recipes, paths, strict=True):
+        check_writable(path, clip_shape=(recipe.num_frames, *picture_size(pipeline)), scale=recipe.scale)
+    print(f"{recipes[0].model or 'the model inside the package'} on {placement}")
+    _make_and_write(pipeline, recipes, paths)
+
+
+def load_pipeline(folder: Path, placement: Placement) -> LumierePipeline:
+    """The pipeline of a folder, where and how it is to compute, without diffusers' own progress bars."""
+    logging.disable_progress_bar()
+    pipeline = LumierePipeline.from_pretrained(folder, torch_dtype=placement.dtype).to(placement.device)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def repeated_wishes(like: ClipRecipe) -> Wishes:
+    """What to ask for to make a clip again, but its prompt and seed."""
+    facts = {"prompt", "seed", "model_files", "num_threads", "processor", "versions"}
+    return like.model_dump(exclude=facts, exclude_none=True)
+
+
+def model_wishes(pipeline: LumierePipeline) -> Wishes:
+    """What is asked for when nothing is said: the model's own settings, and pictures that are large enough to see."""
+    return {
+        "negative_prompt": "",
+        "num_frames": pipeline.config.num_frames,
+        "num_inference_steps": pipeline.config.default_steps,
+        "guidance_scale": pipeline.config.default_guidance_scale,
+        "scale": max(1, -(-CLEAR_WIDTH_PX // min(picture_size(pipeline)))),
+    }
+
+
+def picture_size(pipeline: LumierePipeline) -> tuple[int, int]:
+    """(height, width) in pixels of the clips that a pipeline makes when it is not told otherwise."""
+    grid = pipeline.unet.config.sample_size
+    rows, columns = (grid, grid) if isinstance(grid, int) else grid
+    factor = pipeline.codec.spatial_factor
+    return pipeline.config.height or rows * factor, pipeline.config.width or columns * factor
+
+
+def _compare(like: ClipRecipe, recipe: ClipRecipe, folder: Path) -> None:
+    """Refuse another model than the repeated clip's, and say what else differs."""
+    check_same_model(like, recipe.model_files, folder)
+    differences = other_versions(like)
+    if differences:
+        warnings.warn(f"the clip may differ in small ways: {'; '.join(differences)}", stacklevel=2)
+
+
+def _make_and_write(pipeline: LumierePipeline, recipes: Sequence[ClipRecipe], paths: Sequence[Path]) -> None:
+    """Each clip in turn, with a bar that shows the time left. One at a time: in a batch the last bits would differ."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("steps"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    for recipe, path in zip(recipes, paths, strict=True):
+        start = time.monotonic()
+        with Progress(*columns, console=Console(stderr=True)) as progress:
+            frames = _frames(pipeline, recipe, progress)
+        write_clip(frames, path, recipe=recipe.model_dump(mode="json"), scale=recipe.scale, smooth=True)
+        print(_report(path, frames, scale=recipe.scale, seconds=time.monotonic() - start))
+
+
+def _frames(pipeline: LumierePipeline, recipe: ClipRecipe, progress: Progress) -> np.ndarray:
+    """The 8-bit frames [T, H, W, 3] of a recipe."""
+    task = progress.add_task(escape(f"{recipe.prompt[:40]} (seed {recipe.seed})"), total=recipe.num_inference_steps)
+
+    def advance(*_: object) -> dict[str, torch.Tensor]:
+        progress.advance(task)
+        return {}
+
+    (clips,) = pipeline(
+        recipe.prompt,
+        num_frames=recipe.num_frames,
+        num_inference_steps=recipe.num_inference_steps,
+        guidance_scale=recipe.guidance_scale,
+        negative_prompt=recipe.negative_prompt or None,
+        generator=torch.Generator().manual_seed(recipe.seed),
+        output_type="pt",
+        return_dict=False,
+        callback_on_step_end=advance,
+    )
+    return to_uint8(clips[0].transpose(0, 1) * 2 - 1)
+
+
+def _report(path: Path, frames: np.ndarray, *, scale: int, seconds: float) -> str:
+    count, height, width, _ = frames.shape
+    shown = f", shown at {width * scale}x{height * scale}" if scale > 1 else ""
+    return f"wrote {path} ({count} frames of {width}x{height}, {count / FPS:.1f} s{shown}; made in {seconds:.1f} s)"
