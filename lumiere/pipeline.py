@@ -233,7 +233,7 @@ class LumierePipeline(DiffusionPipeline):
         width = self._first_given(width, self.config.width, columns and columns * factor, what="width")
         if frames != 1:
             _refuse_indivisible("frames", frames, self.unet.temporal_factor, why="halves time")
-        step = factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
+        step = factor * self.unet.spatial_factor
         _refuse_indivisible("pixels of height", height, step, why="halves space")
         _refuse_indivisible("pixels of width", width, step, why="halves space")
         return (batch, self.codec.channels, frames, height // factor, width // factor)

@@ -72,7 +72,7 @@ def sample(
     """
     check_scheduler(scheduler)
     timesteps = set_timesteps(scheduler, num_steps, shift=timestep_shift)
-    begin = _first_step(len(timesteps), clip, strength, scheduler.order)
+    begin = _num_skipped(num_steps, clip, strength) * scheduler.order
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(begin)
     if clip is None:
@@ -82,14 +82,13 @@ def sample(
     return _steps(denoiser, scheduler, state, begin=begin, generators=list(generators))
 
 
-def _first_step(num_steps: int, clip: Tensor | None, strength: float, order: int) -> int:
-    """Where in the timesteps sampling starts."""
+def _num_skipped(num_steps: int, clip: Tensor | None, strength: float) -> int:
+    """How many of the steps are left out, because the clip to start from is not that noisy."""
     if not 0 < strength <= 1:
         raise ValueError(f"strength is {strength}; it lies above 0 and up to 1, which starts from noise alone")
     if clip is None and strength != 1:
         raise ValueError(f"strength is {strength} without a clip to start from (give the clip, or leave strength out)")
-    taken = max(1, round(num_steps / order * strength)) * order
-    return max(0, num_steps - taken)
+    return num_steps - max(1, round(num_steps * strength))
 
 
 @torch.no_grad()

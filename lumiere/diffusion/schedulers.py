@@ -27,7 +27,8 @@ SAMPLERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "tcd": ("TCDScheduler", {}),
 }
 """Names of samplers for people. LCM and TCD are for networks distilled into consistency models: with another network
-LCM loses three tenths of the data's spread however many steps it takes, and TCD needs hundreds."""
+LCM loses three tenths of the data's spread however many steps it takes, and TCD needs hundreds. diffusers' DDIM rounds
+its steps to whole timesteps and may end one short of clean; Euler takes the same steps exactly."""
 
 ZERO_SNR_SCHEDULERS = tuple(dict.fromkeys(name for name, _ in SAMPLERS.values()))
 """Classes that can start where the schedule has no signal left (zero terminal SNR, Lin et al., arXiv 2305.08891)."""
@@ -143,8 +144,8 @@ def set_timesteps(scheduler: Any, num_steps: int, *, shift: float = 1.0) -> Tens
     else:
         scheduler.set_timesteps(timesteps=_shifted(scheduler, num_steps, shift))
     first = int(scheduler.timesteps[0])
-    # 'leading' spacing starts late when the number of steps does not divide the schedule: at 750 of 1000 for 250.
-    if first < (last if has_zero_snr(scheduler) else 0.9 * last):
+    # 'leading' timesteps start far too late where the steps hardly fit the schedule: 250 of 1000 start at 750.
+    if first < (last if has_zero_snr(scheduler) else 0.9 * last * (1 - 1 / num_steps)):
         raise ValueError(
             f"sampling in {num_steps} steps would start at timestep {first} of {last}, where a clip is not yet pure"
             " noise (load the scheduler with timestep_spacing='trailing', or take another number of steps)"
