@@ -87,6 +87,7 @@ class Trainer:
         self.ema = Ema(parameters, decay=settings.ema_decay)
         self.step = 0
         self.seconds = 0.0
+        self._marked = (0, 0.0)
         self.console = Console()
 
     def run(self) -> Path:
@@ -97,6 +98,7 @@ class Trainer:
         count = sum(parameter.numel() for parameter in self.named.values())
         self.console.print(f"training {count / 1e6:.2f} M parameters, step {self.step} of {self.settings.num_steps}")
         started, seen_s = time.time(), self.seconds
+        self._marked = (self.step, started)
         while self.step < self.settings.num_steps:
             loss, grad_norm = self._step()
             self.seconds = seen_s + time.time() - started
@@ -154,8 +156,10 @@ class Trainer:
         )
 
     def _report(self, log: _Log, loss: float, grad_norm: float) -> None:
-        rate = self.step * self.settings.batch_size * self.settings.accumulation / max(self.seconds, 1e-9)
-        left_s = (self.settings.num_steps - self.step) * self.seconds / self.step
+        step_s = (time.time() - self._marked[1]) / (self.step - self._marked[0])
+        self._marked = (self.step, time.time())
+        rate = self.settings.batch_size * self.settings.accumulation / step_s
+        left_s = (self.settings.num_steps - self.step) * step_s
         log.write(self.step, {"loss": loss, "grad_norm": grad_norm, "clips_per_s": rate, "seconds": self.seconds})
         self.console.print(
             f"step {self.step}/{self.settings.num_steps}  loss {loss:.4f}  {rate:.1f} clips/s"

@@ -40,4 +40,8 @@ def _stage_class(name: Any, path: Path) -> tuple[type[Settings], Any]:
             from lumiere.training.stages.text_to_image import TextToImage, TextToImageSettings
 
             return TextToImageSettings, TextToImage
+        case "text_to_video":
+            from lumiere.training.stages.text_to_video import TextToVideo, TextToVideoSettings
+
+            return TextToVideoSettings, TextToVideo
     raise ValueError(f"{path}: stage is {name!r}; known are text_to_image, text_to_video")

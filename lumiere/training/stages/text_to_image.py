@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +20,8 @@ from lumiere.config import Settings
 from lumiere.data.batches import FACT_SIZES, Batch, StorybookBatches, StorybookSettings, scene_facts
 from lumiere.data.captions import vocabulary
 from lumiere.diffusion.objective import Objective
+from lumiere.model.stunet import STUNet
+from lumiere.pipeline import LumierePipeline
 from lumiere.training.loop import LoopSettings
 from lumiere.training.noise import NoiseSettings, draw_noise, embedded_scheduler, even_timesteps
 from lumiere.video import contact_sheet
@@ -59,7 +61,7 @@ def make_image_network(settings: ImageNetworkSettings, *, size: int) -> UNet2DCo
     """A random image network for pictures of ``size`` pixels."""
     codec = PixelBlocks(settings.pixel_block_size)
     deeper = len(settings.channels) - 1
-    network = UNet2DConditionModel(
+    return UNet2DConditionModel(
         sample_size=size // codec.spatial_factor,
         in_channels=codec.channels,
         out_channels=codec.channels,
@@ -71,7 +73,6 @@ def make_image_network(settings: ImageNetworkSettings, *, size: int) -> UNet2DCo
         attention_head_dim=settings.num_heads,
         norm_num_groups=16,
     )
-    return network
 
 
 class TextToImage:
@@ -144,28 +145,28 @@ class TextToImage:
         return {"loss": float(losses.mean()), "facts": float(facts.mean())}
 
     def show(self, folder: Path) -> None:
-        """A sheet of stills for held-out captions."""
-        batch = self.data.batch(0, 32, held_out=True)
-        stills = self.draw(batch.captions)
+        """A sheet of stills for held-out captions, drawn as clips of one frame."""
+        captions = self.data.batch(0, 32, held_out=True).captions
+        stills = self._pipeline()(captions, output_type="pt").frames * 2 - 1
         folder.mkdir(parents=True, exist_ok=True)
-        sheet = contact_sheet(stills[:, :, 0].transpose(0, 1), columns=16, scale=3)
+        sheet = contact_sheet(stills[:, 0].transpose(0, 1), columns=16, scale=3)
         Image.fromarray(sheet).save(folder / "stills.png")
-        (folder / "captions.txt").write_text("\n".join(batch.captions) + "\n")
+        (folder / "captions.txt").write_text("\n".join(captions) + "\n")
 
-    def draw(self, captions: Sequence[str], *, steps: int = 20, guidance: float = 2.0, seed: int = 0) -> Tensor:
-        """Stills [B, 3, 1, H, W] of the captions."""
-        grid = self.unet.config.sample_size
-        generator = torch.Generator().manual_seed(seed)
-        noisy = torch.randn(len(captions), self.codec.channels, grid, grid, generator=generator)
-        given, empty = self.text.encode(captions), self.text.encode([""] * len(captions))
-        self.scheduler.set_timesteps(steps)
-        for timestep in self.scheduler.timesteps:
-            noisy = noisy.contiguous(memory_format=torch.channels_last)
-            with_text = self.unet(noisy, timestep, given.states, encoder_attention_mask=given.mask).sample
-            without = self.unet(noisy, timestep, empty.states, encoder_attention_mask=empty.mask).sample
-            prediction = (without + guidance * (with_text - without)).float()
-            noisy = self.scheduler.step(prediction, timestep, noisy).prev_sample
-        return self.codec.decode(noisy.unsqueeze(2)).clamp(-1, 1)
+    def _pipeline(self) -> LumierePipeline:
+        """The image network as a pipeline for clips of one frame; it shares the weights."""
+        pipeline = LumierePipeline(
+            unet=STUNet.from_image_unet(self.unet),
+            scheduler=self.scheduler,
+            text_encoder=self.text.text_encoder,
+            tokenizer=self.tokenizer,
+            pixel_block_size=self.codec.size,
+            num_frames=1,
+            default_steps=20,
+            default_guidance_scale=2.0,
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
 
     def export(self, folder: Path) -> None:
         """Image network, text encoder, tokenizer and scheduler as diffusers folders."""
