@@ -27,17 +27,21 @@ def write_video(
     frames: np.ndarray,
     *,
     times_ms: list[int] | None = None,
+    rate: int = 16,
     codec: str = "libx264rgb",
     pix_fmt: str = "rgb24",
     options: dict[str, str] | None = None,
     display_matrix: tuple[int, int, int, int] | None = None,
     **stream_settings: Any,
 ) -> Path:
-    """Write frames at given times (16 a second by default), without loss by default; returns the path."""
+    """Write frames at given times (16 a second by default), without loss by default; returns the path.
+
+    ``rate`` says how long the last frame is shown.
+    """
     times_ms = times_ms or [round(index * 62.5) for index in range(len(frames))]
     options = options if options is not None else {"qp": "0"}
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=16, options=options)
+        stream = container.add_stream(codec, rate=rate, options=options)
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], pix_fmt
         stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
         for name, value in stream_settings.items():
