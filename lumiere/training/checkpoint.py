@@ -58,7 +58,12 @@ def load_checkpoint(path: Path, *, named: Named, ema: Ema, optimizer: torch.opti
         for index, (name, parameter) in enumerate(named.items()):
             parameter.copy_(weights[name])
             ema.averages[index].copy_(averages[name])
-            state = {key.split("|")[0]: value for key, value in tensors.items() if key.split("|")[1] == name}
+            # The fused optimiser walks raw memory: its tensors must lie as the parameter does (channels last or not).
+            state = {
+                key.split("|")[0]: torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
+                for key, value in tensors.items()
+                if key.split("|")[1] == name
+            }
             if state:
                 optimizer.state[parameter] = state
     return json.loads((path / "state.json").read_text())

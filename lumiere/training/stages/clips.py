@@ -1,0 +1,121 @@
+"""What every stage that trains a pipeline's own networks on clips has in common: loss, held-out loss, samples, export."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from diffusers.models.attention_processor import AttnProcessor
+from PIL import Image
+from torch import Tensor, nn
+
+from lumiere.conditioning.text import text_encoder_for
+from lumiere.data.batches import Batch
+from lumiere.diffusion.objective import Objective
+from lumiere.pipeline import LumierePipeline
+from lumiere.training.loop import LoopSettings
+from lumiere.training.noise import NoiseSettings, draw_noise, even_timesteps
+from lumiere.video import contact_sheet
+
+SHEET_ROWS = 4
+SHEET_FRAMES = 16
+
+
+class ClipBatches(Protocol):
+    """Clips and captions as a pure function of the step."""
+
+    def batch(self, step: int, count: int, *, held_out: bool = False) -> Batch:
+        """``count`` clips [B, 3, T, H, W] with their captions."""
+
+
+class ClipStage:
+    """Trains whatever of a pipeline's networks asks for gradients, on clips (a still is a clip of one frame)."""
+
+    def __init__(
+        self,
+        pipeline: LumierePipeline,
+        data: ClipBatches,
+        *,
+        loop: LoopSettings,
+        noise: NoiseSettings,
+        caption_dropout: float,
+        num_validation_clips: int,
+    ) -> None:
+        self.pipeline, self.data = pipeline, data
+        self.loop, self.noise = loop, noise
+        self.caption_dropout, self.num_validation_clips = caption_dropout, num_validation_clips
+        self.unet, self.codec = pipeline.unet, pipeline.codec
+        # On a CPU plain attention beats the fused kernel at a few hundred keys.
+        self.unet.set_attn_processor(AttnProcessor())
+        self.text = text_encoder_for(pipeline.tokenizer, pipeline.text_encoder)
+        self.objective = Objective.from_scheduler(pipeline.scheduler)
+        self.network: nn.Module = torch.compile(self.unet) if loop.compile else self.unet  # type: ignore[assignment]
+        pipeline.set_progress_bar_config(disable=True)
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Those of the U-Net; only the trainable ones are trained."""
+        yield from self.unet.named_parameters()
+
+    def losses(self, step: int, count: int) -> Tensor:
+        """Denoising loss [B] of the step's clips."""
+        batch = self.data.batch(step, count)
+        clean = self.codec.encode(batch.clips)
+        noise, timesteps, luck = draw_noise(
+            tuple(clean.shape), self.objective.num_timesteps, self.noise, seed=self.loop.seed, step=step
+        )
+        kept = (luck >= self.caption_dropout).tolist()
+        captions = [caption if keep else "" for caption, keep in zip(batch.captions, kept, strict=True)]
+        return self.denoising(self.network, clean, noise, timesteps, captions)
+
+    def denoising(
+        self, network: nn.Module, clean: Tensor, noise: Tensor, timesteps: Tensor, captions: list[str]
+    ) -> Tensor:
+        """The loss [B] of ``network`` on clean clips in its own space, noised to ``timesteps``."""
+        text = self.text.encode(captions)
+
+        def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
+            return network(noisy, timestep, text.states, encoder_attention_mask=text.mask).sample
+
+        return self.objective.loss(predict, _channels_last(clean), noise=_channels_last(noise), timestep=timesteps)
+
+    def validate(self) -> dict[str, float]:
+        """The loss on held-out clips at evenly spread timesteps, in all and where noise is strongest."""
+        count = self.num_validation_clips
+        batch = self.data.batch(0, count, held_out=True)
+        timesteps = even_timesteps(count, self.objective.num_timesteps)
+        generator = torch.Generator().manual_seed(1)
+        losses = []
+        for index in range(count):
+            clean = self.codec.encode(batch.clips[index : index + 1])
+            noise = torch.randn(clean.shape, generator=generator)
+            one = slice(index, index + 1)
+            losses.append(self.denoising(self.unet, clean, noise, timesteps[one], batch.captions[one]))
+        values = torch.cat(losses)
+        return {"loss": float(values.mean()), "loss_noisy_half": float(values[count // 2 :].mean())}
+
+    def show(self, folder: Path) -> None:
+        """A sheet of held-out captions, a row each: frames spread over the clip."""
+        captions = self.data.batch(0, SHEET_ROWS, held_out=True).captions
+        generators = [torch.Generator().manual_seed(seed) for seed in range(len(captions))]
+        clips = [
+            self.pipeline(caption, generator=generator, output_type="pt").frames * 2 - 1
+            for caption, generator in zip(captions, generators, strict=True)
+        ]
+        every = max(1, clips[0].shape[1] // SHEET_FRAMES)
+        rows = torch.cat([clip[0, ::every].transpose(0, 1) for clip in clips], dim=1)
+        folder.mkdir(parents=True, exist_ok=True)
+        sheet = contact_sheet(rows, columns=rows.shape[1] // len(clips), scale=3)
+        Image.fromarray(sheet).save(folder / "clips.png")
+        (folder / "captions.txt").write_text("\n".join(captions) + "\n")
+
+    def export(self, folder: Path) -> None:
+        """The whole pipeline as a diffusers folder, in bfloat16."""
+        copy.deepcopy(self.pipeline).to(torch.bfloat16).save_pretrained(folder)
+
+
+def _channels_last(clip: Tensor) -> Tensor:
+    """The same clip [B, C, T, H, W], channels last in memory, where folding time is free."""
+    return clip.contiguous(memory_format=torch.channels_last_3d)

@@ -1,0 +1,144 @@
+"""One loop, exact resume, stages that learn what they should and nothing else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from lumiere.data.batches import StorybookBatches, StorybookSettings
+from lumiere.training.checkpoint import checkpoints
+from lumiere.training.ema import Ema
+from lumiere.training.loop import LoopSettings, learning_rate
+from lumiere.training.run import train
+
+QUICK = ["--loop.log_every", "1"]
+
+
+@pytest.fixture(scope="module")
+def image_network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The export of the smoke recipe of text_to_image."""
+    return train("text_to_image_smoke", ["--out", str(tmp_path_factory.mktemp("image"))])
+
+
+def _newest_weights(out: Path) -> dict[str, torch.Tensor]:
+    tensors = {}
+    for name in ("weights", "ema", "optimizer"):
+        for key, value in load_file(checkpoints(out)[-1] / f"{name}.safetensors").items():
+            tensors[f"{name}:{key}"] = value
+    return tensors
+
+
+def _assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    different = [name for name in one if not torch.equal(one[name], other[name])]
+    assert not different, different[:3]
+
+
+def test_resumed_image_run_equals_unbroken_run(tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    train("text_to_image_smoke", ["--out", str(whole), "--loop.num_steps", "4", *QUICK])
+    train("text_to_image_smoke", ["--out", str(broken), "--loop.num_steps", "4", "--loop.save_every", "1", *QUICK])
+    for late in checkpoints(broken)[1:]:
+        (late / "state.json").unlink()
+    lines_before = (broken / "metrics.jsonl").read_text().count("\n")
+    train("text_to_image_smoke", ["--out", str(broken), "--loop.num_steps", "4", *QUICK])
+    _assert_equal(_newest_weights(whole), _newest_weights(broken))
+    assert (broken / "metrics.jsonl").read_text().count("\n") == lines_before
+
+
+def test_resumed_video_run_equals_unbroken_run(tmp_path: Path, image_network: Path) -> None:
+    common = ["--image", str(image_network), *QUICK]
+    train("text_to_video_smoke", ["--out", str(tmp_path / "whole"), *common])
+    train("text_to_video_smoke", ["--out", str(tmp_path / "broken"), *common, "--loop.keep_checkpoints", "4"])
+    newest = checkpoints(tmp_path / "broken")
+    assert len(newest) == 2
+    (newest[-1] / "state.json").unlink()
+    train("text_to_video_smoke", ["--out", str(tmp_path / "broken"), *common])
+    _assert_equal(_newest_weights(tmp_path / "whole"), _newest_weights(tmp_path / "broken"))
+
+
+def test_motion_training_leaves_every_image_weight_as_it_was(tmp_path: Path, image_network: Path) -> None:
+    export = train("text_to_video_smoke", ["--out", str(tmp_path), "--image", str(image_network)])
+    before = load_file(image_network / "unet" / "diffusion_pytorch_model.safetensors")
+    after = load_file(export / "unet" / "diffusion_pytorch_model.safetensors")
+    temporal = [name for name in after if name.startswith("temporal.")]
+    assert temporal and set(after) - set(temporal) == set(before)
+    for name, weight in before.items():
+        assert torch.equal(weight.to(torch.bfloat16), after[name]), name
+
+
+def test_a_broken_loss_stops_the_run_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train("text_to_image_smoke", ["--out", str(out), "--loop.num_steps", "2"])
+    kept = _newest_weights(out)
+    with pytest.raises(ValueError, match="the loss is"):
+        train("text_to_image_smoke", ["--out", str(out), "--loop.num_steps", "9", "--loop.learning_rate", "1e30"])
+    _assert_equal(kept, _newest_weights(out))
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
+    train("text_to_image_smoke", ["--out", str(tmp_path), "--loop.num_steps", "2"])
+    with pytest.raises(ValueError, match="another network"):
+        train("text_to_image_smoke", ["--out", str(tmp_path), "--network.text_width", "48"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["--loop.lerning_rate", "1"], "learning_rate"),
+        (["--loop.num_steps", "0"], "num_steps"),
+        (["--stage", "text_to_music"], "text_to_image"),
+    ],
+)
+def test_wrong_settings_are_refused_by_name(overrides: list[str], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        train("text_to_image_smoke", overrides)
+
+
+def test_missing_image_network_is_named_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="unet"):
+        train("text_to_video_smoke", ["--image", str(tmp_path), "--out", str(tmp_path / "run")])
+
+
+def test_average_follows_the_weights_and_gives_them_back() -> None:
+    weight = nn.Parameter(torch.zeros(3))
+    ema = Ema([weight], decay=0.5)
+    expected = torch.zeros(3)
+    for step in range(1, 30):
+        weight.data += 1
+        ema.update(step)
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * weight.data
+    assert torch.allclose(ema.averages[0], expected)
+    with ema.applied():
+        assert torch.allclose(weight.data, expected)
+    assert torch.equal(weight.data, torch.full((3,), 29.0))
+
+
+def test_learning_rate_rises_stays_and_falls_to_zero() -> None:
+    settings = LoopSettings(num_steps=100, batch_size=1, learning_rate=2.0, warmup_steps=10, decay_steps=50)
+    rates = [learning_rate(settings, step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.2) and rates[9] == rates[50] == 2.0
+    assert rates[75] == pytest.approx(1.0) and rates[-1] == pytest.approx(2 / 50)
+    assert all(b >= a for a, b in zip(rates[:10], rates[1:11], strict=True))
+
+
+def test_a_batch_depends_on_its_step_and_seed_alone() -> None:
+    data = StorybookBatches(StorybookSettings(size=16, num_frames=4, pair_share=0.5), seed=3)
+    first, again = data.batch(7, 4), StorybookBatches(data.settings, seed=3).batch(7, 4)
+    assert torch.equal(first.clips, again.clips) and first.captions == again.captions
+    assert not torch.equal(first.clips, data.batch(8, 4).clips)
+    assert not torch.equal(first.clips, StorybookBatches(data.settings, seed=4).batch(7, 4).clips)
+
+
+def test_curves_and_recipe_lie_beside_the_run(image_network: Path) -> None:
+    out = image_network.parent
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert any("held_out/loss" in line for line in lines) and any("clips_per_s" in line for line in lines)
+    assert (out / "recipe.yaml").read_text().startswith("stage: text_to_image")
+    assert list((out / "samples").glob("*/stills.png")) and list((out / "tensorboard").iterdir())
