@@ -160,7 +160,7 @@ def text_notes(tokenizer: Any, prompts: Sequence[str]) -> list[str]:
     for prompt in dict.fromkeys(prompts):
         ids = tokenizer(prompt, verbose=False).input_ids
         if len(ids) > limit:
-            cut = tokenizer.decode(ids[limit - 1 :], skip_special_tokens=True)
+            cut = tokenizer.decode(ids[limit - 1 :], skip_special_tokens=True).strip()
             notes.append(f"the model reads {num_read} words or pieces of a prompt; this end is not read: {cut!r}")
     return notes
 
