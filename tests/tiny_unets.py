@@ -90,14 +90,20 @@ def deepfloyd_1(halvings: int = 2) -> UNet2DConditionModel:
 
 
 def deepfloyd_2(halvings: int = 2) -> UNet2DConditionModel:
-    """DeepFloyd IF, stage II: six input channels, noise level as a class embedding."""
+    """DeepFloyd IF, stage II: six input channels, noise level as a class, attention to the text only."""
     return _build(
         halvings,
         down=["ResnetDownsampleBlock2D"] * halvings + ["SimpleCrossAttnDownBlock2D"],
         up=["SimpleCrossAttnUpBlock2D"] + ["ResnetUpsampleBlock2D"] * halvings,
         in_channels=6,
         out_channels=6,
+        layers_per_block=(1, *(2,) * halvings),
         class_embed_type="timestep",
+        only_cross_attention=True,
+        time_embedding_act_fn="gelu",
+        resnet_skip_time_act=True,
+        resnet_out_scale_factor=1 / 0.7071,
+        mid_block_scale_factor=1 / 0.7071,
         **_DEEPFLOYD,
     )
 
@@ -159,19 +165,14 @@ def repeat_per_frame(inputs: dict[str, Any], frames: int) -> dict[str, Any]:
 _DEEPFLOYD: dict[str, Any] = {
     "act_fn": "gelu",
     "resnet_time_scale_shift": "scale_shift",
-    "resnet_skip_time_act": True,
-    "resnet_out_scale_factor": 1.4142,
-    "mid_block_scale_factor": 1.4142,
     "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
     "encoder_hid_dim": 10,
-    "encoder_hid_dim_type": "text_proj",
     "addition_embed_type": "text",
     "addition_embed_type_num_heads": 2,
     # The norm of the text has 32 groups, whatever the others have.
     "cross_attention_dim": 32,
     "cross_attention_norm": "group_norm",
     "attention_head_dim": 4,
-    "time_embedding_act_fn": "gelu",
 }
 
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.upsampling import Upsample2D
@@ -25,6 +27,9 @@ FAMILIES = "Stable Diffusion 1.x and 2.x, SDXL, the x4 upscaler, DeepFloyd IF I 
 
 # PyTorch's nearest-neighbour kernels for channels-last memory count in 32 bits (pytorch issue 141831).
 _LARGEST_CHANNELS_LAST_UPSAMPLE = 2**31
+
+# Scores of one head up to which plain attention is taken on a CPU: larger ones would cost memory, not time.
+_LARGEST_PLAIN_ATTENTION = 256 * 256
 
 Run = Callable[..., Tensor]
 """Calls a module with its arguments; where gradient checkpointing comes in."""
@@ -210,6 +215,49 @@ def _attend_transformer(attention: Transformer2DModel, frames: Tensor, heard: He
     if not attention.use_linear_projection:
         hidden = attention.proj_out(hidden)
     return frames + hidden
+
+
+class PlainAttention:
+    """An attention processor for diffusers: plain on a CPU while the scores are few, else the library's fused one.
+
+    With few keys the CPU's fused kernel is slow, most of all backwards: plain attention took a training step of the
+    embedded Space-Time U-Net from 2.0 to 1.5 s.
+    """
+
+    def __call__(
+        self,
+        attention: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+    ) -> Tensor:
+        """Tokens [N, Q, C], attending to themselves or to ``encoder_hidden_states`` [N, K, D] -> [N, Q, C]."""
+        source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        num_scores = hidden_states.shape[1] * source.shape[1]
+        is_odd_mask = attention_mask is not None and attention_mask.shape[-1] != source.shape[1]
+        if hidden_states.device.type != "cpu" or num_scores > _LARGEST_PLAIN_ATTENTION or is_odd_mask:
+            return AttnProcessor2_0()(attention, hidden_states, encoder_hidden_states, attention_mask, temb)
+        query, key, value = (
+            projected.unflatten(-1, (attention.heads, -1)).transpose(1, 2)
+            for projected in (attention.to_q(hidden_states), attention.to_k(source), attention.to_v(source))
+        )
+        scores = (query * attention.scale) @ key.transpose(-1, -2)
+        if attention_mask is not None:
+            scores = scores + attention_mask.unsqueeze(1)
+        mixed = (scores.softmax(-1) @ value).transpose(1, 2).flatten(2)
+        project, dropout = attention.to_out
+        return dropout(project(mixed))
+
+
+def attend_plainly(unet: nn.Module) -> None:
+    """Give the transformer layers of an image network ``PlainAttention``, where it means the same."""
+    for block in unet.modules():
+        if not isinstance(block, BasicTransformerBlock):
+            continue
+        for attention in (block.attn1, block.attn2):
+            if attention is not None and not attention.upcast_attention and attention.norm_q is None:
+                attention.set_processor(PlainAttention())
 
 
 def downsample(block: nn.Module, frames: Tensor, heard: Heard, run: Run) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from os import PathLike
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from diffusers.utils import apply_lora_scale
 from torch import Tensor, nn
 
 from lumiere.config import load_settings
-from lumiere.model import image_unet
+from lumiere.model import image_unet, motion
 from lumiere.model.image_unet import Heard
 from lumiere.model.temporal import (
     AttentionInflation,
@@ -75,6 +76,8 @@ class STUNet(UNet2DConditionModel):
     Source: Lumiere, arXiv 2401.12945, section 3.1.
     """
 
+    # What model_index.json names, and diffusers looks up on loading: saved folders outlive a move of this file.
+    __module__ = "lumiere"
     _repeated_blocks = ["BasicTransformerBlock", "ResnetBlock2D", "ConvolutionInflation", "AttentionInflation"]
     _no_split_modules = [*_repeated_blocks, "TemporalDownsample", "TemporalUpsample"]
 
@@ -84,6 +87,7 @@ class STUNet(UNet2DConditionModel):
         super().__init__(**image_config)
         image_unet.check_readable(self)
         self.register_to_config(temporal_settings=settings.model_dump(mode="json"))
+        image_unet.attend_plainly(self)
         self.gradient_checkpointing = False
         self.temporal = TemporalLayers(self, settings)
         self.freeze_image()
@@ -124,6 +128,34 @@ class STUNet(UNet2DConditionModel):
         stunet.temporal.to(device=device, dtype=unet.dtype)
         stunet.freeze_image()
         return stunet.eval()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike[str], **options: Any) -> STUNet:
+        """The network in a folder that ``save_pretrained`` wrote; ``options`` are diffusers' own.
+
+        Raises ValueError for a folder that holds an image network, and for weights that are NaN or infinite.
+        """
+        config = cls.load_config(pretrained_model_name_or_path, **_where(options))
+        if "temporal_settings" not in config:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} holds a {config.get('_class_name', 'network')}, not a Space-Time"
+                " U-Net (inflate it first: lumiere inflate, or STUNet.from_image_unet)"
+            )
+        loaded = super().from_pretrained(pretrained_model_name_or_path, **options)
+        stunet = loaded[0] if isinstance(loaded, tuple) else loaded
+        motion.check_finite(stunet.named_parameters(), pretrained_model_name_or_path)
+        return loaded
+
+    def save_motion(self, path: str | PathLike[str]) -> None:
+        """Write the temporal weights alone, for the user's own copies of the image network (safetensors)."""
+        motion.save(path, self.temporal, self.settings)
+
+    def load_motion(self, path: str | PathLike[str]) -> None:
+        """Take the temporal weights from a file of ``save_motion``.
+
+        Raises ValueError that says what differs when the file was made for another network or other settings.
+        """
+        motion.load(path, self.temporal, self.settings)
 
     @property
     def settings(self) -> TemporalSettings:
@@ -323,6 +355,12 @@ def halvings(unet: UNet2DConditionModel, settings: TemporalSettings) -> tuple[bo
             f" needs one true or false for each, finest first"
         )
     return settings.halve_time
+
+
+def _where(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of from_pretrained that say where a folder's files are."""
+    keys = ("subfolder", "cache_dir", "local_files_only", "token", "revision", "force_download", "proxies")
+    return {key: options[key] for key in keys if key in options}
 
 
 def _nearest(size: int, step: int) -> int:

@@ -26,20 +26,20 @@ class TemporalSettings(Settings):
     # Whether time is halved together with the first, second, ... halving of space; None: with every one of them.
     halve_time: tuple[bool, ...] | None = None
     # Frames that a temporal convolution sees at once; odd.
-    kernel_frames: int = Field(3, ge=1)
+    kernel_frames: int = Field(default=3, ge=1)
     # Pixels on a side that the 2-D convolution of a convolution block sees at once; odd.
-    kernel_px: int = Field(3, ge=1)
+    kernel_px: int = Field(default=3, ge=1)
     # Channels inside a convolution block, as a multiple of its level's.
-    width: float = Field(1.0, gt=0)
+    width: float = Field(default=1.0, gt=0)
     # Inside a block: over the channels of each place ("layer"), or over groups of channels of each frame ("group").
     # On a CPU in bf16 the first was measured at a tenth of the second's time.
     norm: Literal["layer", "group"] = "layer"
     # Attention layers stacked in each attention block.
-    attention_layers: int = Field(2, ge=1)
+    attention_layers: int = Field(default=2, ge=1)
     # Heads of temporal attention; None: one per 64 channels.
-    attention_heads: int | None = Field(None, ge=1)
+    attention_heads: int | None = Field(default=None, ge=1)
     # Channels of a feed-forward after each attention layer, as a multiple of the level's; 0: none, as in the paper.
-    feed_forward: float = Field(0.0, ge=0)
+    feed_forward: float = Field(default=0.0, ge=0)
     # How attention knows the order of the frames.
     positions: Literal["sinusoidal", "none"] = "sinusoidal"
     # How the convolutions of the temporal resizing start; "standard" exists for the paper's ablation (appendix B).

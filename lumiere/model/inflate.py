@@ -1,0 +1,141 @@
+"""From an image network's folder to a Space-Time U-Net's, with an account of what is new and what is frozen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import nn
+
+from lumiere.model import image_unet, motion
+from lumiere.model.stunet import STUNet
+from lumiere.model.temporal import TemporalSettings
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a Space-Time U-Net: how many of its weights came from the image network, and how many are new."""
+
+    name: str
+    num_frozen: int
+    num_new: int
+
+
+@dataclass(frozen=True)
+class Inflation:
+    """What is new and what is frozen in a Space-Time U-Net, part by part, and what its clips must be like."""
+
+    parts: tuple[Part, ...]
+    temporal_factor: int
+    spatial_factor: int
+
+    @property
+    def num_frozen(self) -> int:
+        """Weights of the image network."""
+        return sum(part.num_frozen for part in self.parts)
+
+    @property
+    def num_new(self) -> int:
+        """Weights of the temporal layers."""
+        return sum(part.num_new for part in self.parts)
+
+    def as_markdown(self) -> str:
+        """The account as a table."""
+        rows = [*self.parts, Part("all", self.num_frozen, self.num_new)]
+        lines = [f"| {part.name} | {part.num_frozen:,} | {part.num_new:,} |" for part in rows]
+        return "\n".join(["| part | image weights, frozen | temporal weights, new |", "|---|---:|---:|", *lines])
+
+
+def inflate_folder(
+    source: str | Path,
+    target: str | Path,
+    *,
+    temporal: TemporalSettings | None = None,
+    seed: int = 0,
+) -> Inflation:
+    """Inflate the image U-Net in the folder ``source`` and write the Space-Time U-Net to the folder ``target``.
+
+    ``source`` may also be a whole pipeline's folder. Raises ValueError when it cannot be read or inflated, or when
+    ``target`` exists and is not empty.
+    """
+    target = Path(target)
+    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+        raise ValueError(f"{target} exists already; give a new folder, so that nothing is overwritten")
+    unet = load_image_unet(source)
+    stunet = STUNet.from_image_unet(unet, temporal=temporal, generator=torch.Generator().manual_seed(seed))
+    try:
+        stunet.save_pretrained(target)
+    except OSError as error:
+        raise ValueError(f"{target} cannot be written ({error})") from error
+    return account(stunet)
+
+
+def load_image_unet(folder: str | Path) -> UNet2DConditionModel:
+    """The diffusers image U-Net in a folder, or in the ``unet`` folder of a pipeline; safetensors only, never pickle.
+
+    Raises ValueError that says why it cannot be read: no such folder, another kind of network, an unreadable block,
+    no safetensors, broken weights. The kind is looked at before the weights are loaded.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder; needed is a diffusers U-Net folder (config.json + safetensors)")
+    if (folder / "model_index.json").is_file():
+        folder = folder / "unet"
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} has no config.json; needed is a diffusers U-Net folder")
+    _check_config(folder)
+    try:
+        unet = UNet2DConditionModel.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"{folder}: no weights could be loaded ({str(error).splitlines()[0]}); needed is"
+            " diffusion_pytorch_model.safetensors of the same network (pickled .bin files are not opened)"
+        ) from error
+    motion.check_finite(unet.named_parameters(), folder)
+    return unet
+
+
+def account(stunet: STUNet) -> Inflation:
+    """What is new and what is frozen in ``stunet``, in the order in which a clip passes."""
+    temporal, widths = stunet.temporal, stunet.config.block_out_channels
+    level_parts = {"conv_in", "down_blocks", "mid_block", "up_blocks", "conv_norm_out", "conv_out", "temporal"}
+    embeddings = [child for name, child in stunet.named_children() if name not in level_parts]
+    parts = [_part("embeddings of noise level and text", embeddings, []), _part("stem", [stunet.conv_in], [])]
+    for level, width in enumerate(widths):
+        new = [temporal.down[level], *temporal.halve_time[level : level + 1]]
+        parts.append(_part(f"down {level + 1} ({width} channels)", [stunet.down_blocks[level]], new))
+    parts.append(_part(f"middle ({widths[-1]} channels)", [stunet.mid_block], [temporal.middle]))
+    for level, width in enumerate(reversed(widths)):
+        new = [temporal.up[level], *temporal.double_time[level : level + 1]]
+        parts.append(_part(f"up {len(widths) - level} ({width} channels)", [stunet.up_blocks[level]], new))
+    heads = [module for module in (stunet.conv_norm_out, stunet.conv_out) if module is not None]
+    parts.append(_part("head", heads, []))
+    return Inflation(tuple(parts), stunet.temporal_factor, stunet.spatial_factor)
+
+
+def _part(name: str, frozen: list[nn.Module], new: list[nn.Module]) -> Part:
+    return Part(name, _num_weights(frozen), _num_weights(new))
+
+
+def _num_weights(modules: list[nn.Module]) -> int:
+    return sum(weight.numel() for module in modules for weight in module.parameters())
+
+
+def _check_config(folder: Path) -> None:
+    """Raise ValueError when the network that a folder's config.json describes cannot be inflated."""
+    try:
+        config: dict[str, Any] = UNet2DConditionModel.load_config(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder}/config.json cannot be read ({error})") from error
+    kind = config.get("_class_name")
+    if kind != "UNet2DConditionModel":
+        raise ValueError(f"{folder} holds a {kind}; needed is a UNet2DConditionModel ({image_unet.FAMILIES})")
+    try:
+        with torch.device("meta"):
+            unet = UNet2DConditionModel.from_config(config)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{folder}/config.json describes no working U-Net ({error})") from error
+    image_unet.check_readable(unet)
