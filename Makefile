@@ -34,14 +34,16 @@ venv: $(VENV)/.ready-dev
 # The stamps make a second call instant; a call that was cut short is taken up again by the next.
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Lumiere needs Python 3.11 or newer; this is " + sys.version.split()[0] + " (say which: make PYTHON=python3.12)")'
-	@echo "Building the environment in $(VENV): once, some minutes."
+	@echo "Building the environment in $(VENV), once; this takes some minutes."
 	@$(PYTHON) -m venv $(VENV)
-	@$(PIP) -c constraints.txt $(TORCH_ARGS) torch==2.13.0
-	@$(PIP) -c constraints.txt setuptools
+	@echo "1 of 2: torch"
+	@$(PIP) -c constraints.txt $(TORCH_ARGS) torch==2.13.0 setuptools
+	@echo "2 of 2: lumiere and the other libraries"
 	@$(PIP) -c constraints.txt --no-build-isolation -e .
 	@touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready
+	@echo "The tools for tests and checks"
 	@$(PIP) -c constraints.txt --no-build-isolation -e ".[dev]"
 	@touch $@
 
