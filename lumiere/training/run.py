@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from lumiere.config import Settings, find_recipe, load_settings, to_yaml
+from lumiere.config import find_recipe, load_settings, to_yaml
 from lumiere.training.loop import Stage, Trainer
 
 
@@ -18,30 +19,36 @@ def train(recipe: str | Path, overrides: Sequence[str] = ()) -> Path:
     Raises ValueError when the recipe or an override is no valid setting.
     """
     path = find_recipe(recipe)
-    settings, stage = _stage(path, overrides)
+    settings_class, prepare = _stage(path)
+    settings = load_settings(settings_class, path, overrides)
+    run = prepare(settings)
     out = Path(settings.out)
     out.mkdir(parents=True, exist_ok=True)
     (out / "recipe.yaml").write_text(to_yaml(settings))
-    return Trainer(stage, settings.loop, out, facts={"recipe": settings.model_dump(mode="json")}).run()
+    return run()
 
 
-def _stage(path: Path, overrides: Sequence[str]) -> tuple[Any, Stage]:
-    """The settings and the stage that a recipe names."""
+def _trainer(make_stage: Callable[[Any], Stage], settings: Any) -> Callable[[], Path]:
+    """What trains the one stage of a recipe."""
+    facts = {"recipe": settings.model_dump(mode="json")}
+    return Trainer(make_stage(settings), settings.loop, Path(settings.out), facts=facts).run
+
+
+def _stage(path: Path) -> tuple[type[Any], Callable[[Any], Callable[[], Path]]]:
+    """The settings of a recipe's stage, and what makes its run of them; networks are imported only when needed."""
     name = (yaml.safe_load(path.read_text()) or {}).get("stage")
-    settings_class, make = _stage_class(name, path)
-    settings = load_settings(settings_class, path, overrides)
-    return settings, make(settings)
-
-
-def _stage_class(name: Any, path: Path) -> tuple[type[Settings], Any]:
-    """The settings and the class of a stage; networks are imported only when needed."""
     match name:
         case "text_to_image":
             from lumiere.training.stages.text_to_image import TextToImage, TextToImageSettings
 
-            return TextToImageSettings, TextToImage
+            return TextToImageSettings, partial(_trainer, TextToImage)
         case "text_to_video":
             from lumiere.training.stages.text_to_video import TextToVideo, TextToVideoSettings
 
-            return TextToVideoSettings, TextToVideo
-    raise ValueError(f"{path}: stage is {name!r}; known are text_to_image, text_to_video")
+            return TextToVideoSettings, partial(_trainer, TextToVideo)
+        case "finetune_clips":
+            from lumiere.training.finetune import FineTuning
+            from lumiere.training.stages.finetune_clips import FinetuneSettings
+
+            return FinetuneSettings, lambda settings: FineTuning(settings).run
+    raise ValueError(f"{path}: stage is {name!r}; known are text_to_image, text_to_video, finetune_clips")

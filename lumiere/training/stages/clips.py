@@ -1,11 +1,11 @@
-"""What every stage that trains a pipeline's own networks on clips has in common: loss, held-out loss, samples, export."""
+"""What the stages that train on clips share: loss, held-out loss, samples, export."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from diffusers.models.attention_processor import AttnProcessor
@@ -99,17 +99,18 @@ class ClipStage:
     def show(self, folder: Path) -> None:
         """A sheet of held-out captions, a row each: frames spread over the clip."""
         captions = self.data.batch(0, SHEET_ROWS, held_out=True).captions
-        generators = [torch.Generator().manual_seed(seed) for seed in range(len(captions))]
-        clips = [
-            self.pipeline(caption, generator=generator, output_type="pt").frames * 2 - 1
-            for caption, generator in zip(captions, generators, strict=True)
-        ]
+        clips = [self._sampled(caption, seed) for seed, caption in enumerate(captions)]
         every = max(1, clips[0].shape[1] // SHEET_FRAMES)
         rows = torch.cat([clip[0, ::every].transpose(0, 1) for clip in clips], dim=1)
         folder.mkdir(parents=True, exist_ok=True)
         sheet = contact_sheet(rows, columns=rows.shape[1] // len(clips), scale=3)
         Image.fromarray(sheet).save(folder / "clips.png")
         (folder / "captions.txt").write_text("\n".join(captions) + "\n")
+
+    def _sampled(self, caption: str, seed: int) -> Tensor:
+        """The clip [1, T, 3, H, W] of a caption, in -1..1."""
+        output: Any = self.pipeline(caption, generator=torch.Generator().manual_seed(seed), output_type="pt")
+        return output.frames * 2 - 1
 
     def export(self, folder: Path) -> None:
         """The whole pipeline as a diffusers folder, in bfloat16."""
