@@ -4,7 +4,7 @@ VENV ?= .venv
 PROMPT ?= a red ball bouncing on a beach
 SEED ?= 0
 OUT ?= outputs
-# For a Linux machine without an NVIDIA card, TORCH_ARGS="--index-url https://download.pytorch.org/whl/cpu"
+# For a Linux machine without an NVIDIA card, TORCH_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 # saves a download of gigabytes.
 TORCH_ARGS ?=
 

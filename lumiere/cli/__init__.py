@@ -35,18 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"lumiere {__version__}")
         return 0
     is_debug = "--debug" in words
-    words = [word for word in words if word != "--debug"]
-    if words and not words[0].startswith("-") and words[0] not in VERBS:
-        print(
-            f"lumiere: no verb {words[0]!r}{did_you_mean(words[0], VERBS)}; known are: {', '.join(VERBS)}",
-            file=sys.stderr,
-        )
-        return 2
-    verb = tyro.cli(Verb, prog="lumiere", description=DESCRIPTION, args=_overrides_last(words))
     with warnings.catch_warnings():
         _quiet_libraries(is_debug)
         try:
-            verb.run()
+            parse([word for word in words if word != "--debug"]).run()
         except (ValueError, OSError) as error:
             if is_debug:
                 raise
@@ -56,6 +48,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("lumiere: stopped", file=sys.stderr)
             return 130
     return 0
+
+
+def parse(words: Sequence[str]) -> Verb:
+    """The verb that the words after ``lumiere`` ask for, not yet run.
+
+    Raises ValueError for an unknown verb; for unknown options tyro says the nearest and exits.
+    """
+    if words and not words[0].startswith("-") and words[0] not in VERBS:
+        raise ValueError(f"no verb {words[0]!r}{did_you_mean(words[0], VERBS)}; known are: {', '.join(VERBS)}")
+    return tyro.cli(Verb, prog="lumiere", description=DESCRIPTION, args=_overrides_last(list(words)))  # type: ignore
 
 
 def _overrides_last(words: list[str]) -> list[str]:
