@@ -14,7 +14,9 @@ from lumiere.cli import VERBS, main
 from lumiere.cli.clip_recipe import load_clip_recipe
 from lumiere.cli.generate import chosen_prompts, chosen_seeds, clip_name, output_paths
 from lumiere.media import probe, read_clip
+from lumiere.model.stunet import STUNet
 from tests.tiny_pipeline import tiny_pipeline
+from tests.tiny_unets import embedded
 
 IMPORTED_BY_HELP = """
 import sys
@@ -281,6 +283,40 @@ def test_train_names_the_nearest_setting(here: Path, capsys: pytest.CaptureFixtu
     said = refusal(capsys, "train", "text_to_image", "--loop.num_stepz", "3")
     assert "'num_stepz' in 'loop' (did you mean 'num_steps'?)" in said
     assert "did you mean 'text_to_image'" in refusal(capsys, "train", "text_to_imag")
+
+
+def test_inflate_writes_a_network_that_loads_and_says_what_is_new(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = embedded()
+    image.save_pretrained(here / "image")
+    assert main(["inflate", "image", "video", "--kernel_frames", "5", "--halve_time", "[true, false]"]) == 0
+    stunet = STUNet.from_pretrained(here / "video")
+    assert stunet.settings.kernel_frames == 5 and stunet.temporal_factor == 2
+    said = capsys.readouterr().out
+    assert f"{sum(weight.numel() for weight in image.parameters()):,}" in said
+    assert f"{sum(weight.numel() for weight in stunet.temporal_parameters()):,}" in said
+    assert "a multiple of 2 frames" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["nowhere", "out"], "nowhere"),
+        (["image", "image"], "image exists already"),
+        (["image", "out", "--kernel_frame", "5"], "did you mean 'kernel_frames'"),
+        (["image", "out", "--kernel_frames", "4"], "odd"),
+        (["image", "/proc/out"], "/proc/out"),
+    ],
+)
+def test_inflate_refuses_what_cannot_be(
+    here: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    embedded().save_pretrained(here / "image")
+    capsys.readouterr()
+    assert main(["inflate", *words]) == 2
+    assert said in capsys.readouterr().err
+    assert not (here / "out").exists()
 
 
 def test_info_says_what_is_in_each_thing(model: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,6 +22,9 @@ Verb = Generate | Train | Evaluate | Inflate | Info
 VERBS = [verb.__name__.lower() for verb in typing.get_args(Verb)]
 """As tyro names them: by their classes."""
 
+NUM_FIXED_WORDS = {"train": 1, "inflate": 2}
+"""Words before the ``--key value`` settings of a verb."""
+
 DESCRIPTION = (
     'Text to video with a Space-Time U-Net. Start with:  lumiere generate "a red ball bouncing on a beach"'
     "   Every verb takes --help; --debug shows where an error comes from; --version says the version."
@@ -61,9 +64,13 @@ def parse(words: Sequence[str]) -> Verb:
 
 
 def _overrides_last(words: list[str]) -> list[str]:
-    """The words of ``train RECIPE --key value ...`` with everything after RECIPE marked as not options of the verb."""
-    if words[:1] == ["train"] and len(words) > 2 and not words[1].startswith("-"):
-        return [*words[:2], "--", *words[2:]]
+    """The words with ``--`` before the settings that follow the fixed words of ``train`` and ``inflate``.
+
+    Their keys are those of a settings model, which the verb reads itself; tyro takes them for no options of its own.
+    """
+    start = 1 + NUM_FIXED_WORDS.get(words[0], len(words)) if words else 0
+    if len(words) > start and not any(word.startswith("-") for word in words[:start]):
+        return [*words[:start], "--", *words[start:]]
     return words
 
 

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 
 @dataclass(frozen=True)
 class Train:
     """Train what a recipe describes; the same command again goes on where it stopped.
 
-    `lumiere train RECIPE --key value --group.key value` changes settings of the recipe;
-    `lumiere info RECIPE` shows them all.
+    `lumiere train RECIPE --loop.num_steps 100` changes a setting of the recipe; `lumiere info RECIPE` shows them all.
     """
 
-    recipe: Positional[str]
+    recipe: Annotated[Positional[str], arg(metavar="RECIPE")]
     """A YAML file, or the name of a shipped recipe."""
 
-    overrides: Positional[tuple[str, ...]] = ()
-    """Settings to change, as --key value or key=value."""
+    overrides: Annotated[Positional[tuple[str, ...]], arg(metavar="--KEY VALUE ...", help_behavior_hint="")] = ()
+    """Settings to change."""
 
     def run(self) -> None:
         """Train, and say where the result is."""
