@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -10,23 +10,27 @@ from torch import Tensor
 
 
 class Ema:
-    """The exponential moving average of some parameters, warmed up so that early steps do not linger."""
+    """The exponential moving average of some fp32 weights, warmed up so that early steps do not linger.
 
-    def __init__(self, parameters: Sequence[Tensor], *, decay: float) -> None:
-        self.parameters = list(parameters)
+    ``used`` are the network's own parameters, where the average is applied: the same ones, or copies in bfloat16.
+    """
+
+    def __init__(self, weights: Iterable[Tensor], used: Iterable[Tensor] | None = None, *, decay: float) -> None:
+        self.weights = list(weights)
+        self.used = self.weights if used is None else list(used)
         self.decay = decay
-        self.averages = [parameter.detach().clone() for parameter in self.parameters]
+        self.averages = [weight.detach().clone() for weight in self.weights]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Move the average toward the parameters after ``step`` steps."""
+        """Move the average toward the weights after ``step`` steps."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self.averages, [parameter.detach() for parameter in self.parameters], 1 - decay)
+        torch._foreach_lerp_(self.averages, [weight.detach() for weight in self.weights], 1 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Within the block the parameters hold their averages; afterwards themselves again."""
-        own = [parameter.detach().clone() for parameter in self.parameters]
+        """Within the block the network's parameters hold the averages; afterwards themselves again."""
+        own = [parameter.detach().clone() for parameter in self.used]
         self._assign(self.averages)
         try:
             yield
@@ -34,5 +38,5 @@ class Ema:
             self._assign(own)
 
     @torch.no_grad()
-    def _assign(self, values: Sequence[Tensor]) -> None:
-        torch._foreach_copy_([parameter.data for parameter in self.parameters], list(values))
+    def _assign(self, values: list[Tensor]) -> None:
+        torch._foreach_copy_([parameter.data for parameter in self.used], values)

@@ -37,6 +37,9 @@ class LoopSettings(Settings):
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
     bf16: bool = True
     """Run the networks in bfloat16 autocast; weights and optimiser stay fp32."""
+    bf16_weights: bool = False
+    """Keep the network itself in bfloat16, too, and fp32 copies of what is trained in the optimiser: on a CPU twice as
+    fast as autocast, which runs group norms in fp32."""
     compile: bool = False
     """Compile the network (needs a C++ compiler on a CPU)."""
     seed: int = 0
@@ -80,11 +83,11 @@ class Trainer:
         self.named = {name: p for name, p in stage.named_parameters() if p.requires_grad}
         if not self.named:
             raise ValueError("the stage has no parameters to train; everything is frozen")
-        parameters = list(self.named.values())
+        self.masters = {name: _master(parameter) for name, parameter in self.named.items()}
         self.optimizer = torch.optim.AdamW(
-            parameters, lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=settings.weight_decay, fused=True
+            self.masters.values(), lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=settings.weight_decay, fused=True
         )
-        self.ema = Ema(parameters, decay=settings.ema_decay)
+        self.ema = Ema(self.masters.values(), self.named.values(), decay=settings.ema_decay)
         self.step = 0
         self.seconds = 0.0
         self._marked = (0, 0.0)
@@ -129,17 +132,31 @@ class Trainer:
                 f"the loss is {total} at step {self.step}; the last good checkpoint is kept in {self.out}"
                 " (lower learning_rate, or set bf16 to false, and run the same command again)"
             )
-        norm = nn.utils.clip_grad_norm_(self.named.values(), settings.max_grad_norm, foreach=True)
+        self._hand_gradients_to_masters()
+        norm = nn.utils.clip_grad_norm_(self.masters.values(), settings.max_grad_norm, foreach=True)
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self._hand_weights_to_network()
         self.step += 1
         self.ema.update(self.step)
         return total, float(norm)
 
+    def _hand_gradients_to_masters(self) -> None:
+        for parameter, master in zip(self.named.values(), self.masters.values(), strict=True):
+            if master is not parameter and parameter.grad is not None:
+                master.grad = parameter.grad.float()
+
+    @torch.no_grad()
+    def _hand_weights_to_network(self) -> None:
+        for parameter, master in zip(self.named.values(), self.masters.values(), strict=True):
+            if master is not parameter:
+                parameter.copy_(master)
+            parameter.grad = master.grad = None
+
     def _resume(self) -> None:
         found = checkpoints(self.out)
         if found:
-            state = load_checkpoint(found[-1], named=self.named, ema=self.ema, optimizer=self.optimizer)
+            state = load_checkpoint(found[-1], named=self.masters, ema=self.ema, optimizer=self.optimizer)
+            self._hand_weights_to_network()
             self.step, self.seconds = int(state["step"]), float(state["seconds"])
             self.console.print(f"going on from {found[-1]}")
 
@@ -148,7 +165,7 @@ class Trainer:
         save_checkpoint(
             self.out,
             step=self.step,
-            named=self.named,
+            named=self.masters,
             ema=self.ema,
             optimizer=self.optimizer,
             facts=facts,
@@ -172,6 +189,11 @@ class Trainer:
             self.stage.show(self.out / "samples" / f"step-{self.step:07d}")
         log.write(self.step, {f"held_out/{name}": value for name, value in numbers.items()})
         self.console.print("held out  " + "  ".join(f"{name} {value:.4f}" for name, value in numbers.items()))
+
+
+def _master(parameter: nn.Parameter) -> nn.Parameter:
+    """What the optimiser trains for a parameter: itself in fp32, else a copy that is."""
+    return parameter if parameter.dtype == torch.float32 else nn.Parameter(parameter.detach().float())
 
 
 @contextmanager
