@@ -49,6 +49,7 @@ class LumierePipeline(DiffusionPipeline):
     guidance acts; None is all of it.
     """
 
+    scheduler: Any
     model_cpu_offload_seq = "text_encoder->unet"
     _callback_tensor_inputs = ("latents", "clean")
 
@@ -107,6 +108,14 @@ class LumierePipeline(DiffusionPipeline):
         """The same pipeline, from now on with the sampler of that name (``lumiere.diffusion.schedulers.SAMPLERS``)."""
         self.scheduler = named_scheduler(name, self.scheduler)
         return self
+
+    @property
+    def default_size(self) -> tuple[int, int]:
+        """(height, width) in pixels of the clips that are made when a call does not say."""
+        grid = self.unet.config.sample_size or 0
+        rows, columns = (grid, grid) if isinstance(grid, int) else grid
+        factor = self.codec.spatial_factor
+        return self.config.height or rows * factor, self.config.width or columns * factor
 
     @torch.no_grad()
     def __call__(
@@ -225,26 +234,17 @@ class LumierePipeline(DiffusionPipeline):
 
     def _latent_shape(self, batch: int, frames: int | None, height: int | None, width: int | None) -> tuple[int, ...]:
         """[B, C, T, h, w] in the network's space for a call's frames and size in pixels."""
-        grid = self.unet.config.sample_size
-        rows, columns = (grid, grid) if isinstance(grid, int) or grid is None else grid
-        factor = self.codec.spatial_factor
+        own_height, own_width = self.default_size
         frames = self.config.num_frames if frames is None else frames
-        height = self._first_given(height, self.config.height, rows and rows * factor, what="height")
-        width = self._first_given(width, self.config.width, columns and columns * factor, what="width")
+        height = own_height if height is None else height
+        width = own_width if width is None else width
         if frames != 1:
             _refuse_indivisible("frames", frames, self.unet.temporal_factor, why="halves time")
+        factor = self.codec.spatial_factor
         step = factor * self.unet.spatial_factor
         _refuse_indivisible("pixels of height", height, step, why="halves space")
         _refuse_indivisible("pixels of width", width, step, why="halves space")
         return (batch, self.codec.channels, frames, height // factor, width // factor)
-
-    @staticmethod
-    def _first_given(*choices: int | None, what: str) -> int:
-        """The call's own value, else the pipeline's, else the network's."""
-        for choice in choices:
-            if choice is not None:
-                return choice
-        raise ValueError(f"neither the call nor the model says the {what} of a clip in pixels; give {what}")
 
     def _checked_options(self, steps: int, output_type: str, asked: Sequence[str]) -> Sequence[str]:
         """The tensors a callback asks for; everything else that is cheap to refuse is refused here."""

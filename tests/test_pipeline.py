@@ -369,6 +369,15 @@ def test_words_that_the_model_has_never_seen_are_named_with_the_nearest(pipeline
         pipeline(PROMPT, num_inference_steps=1)
 
 
+def test_parts_that_are_moved_in_for_their_turn_make_the_same_clip(pipeline: LumierePipeline) -> None:
+    # accelerate's hooks, with the CPU standing for the accelerator.
+    offloaded = tiny_pipeline()
+    offloaded.enable_model_cpu_offload(device="cpu")
+    for _ in range(2):
+        frames = offloaded(PROMPT, generator=generator(0)).frames
+        assert np.array_equal(frames, pipeline(PROMPT, generator=generator(0)).frames)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="offloading needs an accelerator")
 def test_offloaded_to_the_cpu_a_clip_is_the_same() -> None:
     expected = tiny_pipeline()(PROMPT, generator=generator(0)).frames

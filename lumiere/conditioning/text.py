@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -84,7 +84,11 @@ def text_encoder_for(tokenizer: Any, text_encoder: Any) -> TextEncoder:
 
     Raises ValueError for any other.
     """
-    kinds = {"T5EncoderModel": T5Text, "CLIPTextModel": ClipText, "CLIPTextModelWithProjection": ClipText}
+    kinds: dict[str, Callable[[Any, Any], TextEncoder]] = {
+        "T5EncoderModel": T5Text,
+        "CLIPTextModel": ClipText,
+        "CLIPTextModelWithProjection": ClipText,
+    }
     kind = kinds.get(type(text_encoder).__name__)
     if kind is None:
         raise ValueError(f"text encoder is a {type(text_encoder).__name__}; known are {', '.join(kinds)}")

@@ -73,8 +73,6 @@ def sample(
     check_scheduler(scheduler)
     timesteps = set_timesteps(scheduler, num_steps, shift=timestep_shift)
     begin = _num_skipped(num_steps, clip, strength) * scheduler.order
-    if hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(begin)
     if clip is None:
         state = noise.float() * scheduler.init_noise_sigma
     else:
