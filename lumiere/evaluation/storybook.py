@@ -1,0 +1,102 @@
+"""Reads storybook clips: which object, colour, background, motion and speed they show, or that it cannot be said.
+
+Analytic, without a trained network: the storybook's own palettes, outlines and motions are fitted to the frames, at
+32x32 whatever the clip's size. The reader was fixed before the first score of shipped weights and must not change.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lumiere.data.drawing import BACKGROUNDS, COLOURS
+from lumiere.evaluation.mixtures import read_colour
+from lumiere.evaluation.scenery import SIZE, behind, read_background
+from lumiere.evaluation.shapes import OBJECTS, Sight, difference, fit_objects, join, soften
+
+UNREADABLE = "unreadable"
+COLOUR_NAMES = tuple(COLOURS)
+STILLS_AT_ONCE = 32
+"""Stills that are fitted together: enough to be fast, few enough for little memory."""
+MAX_LEFT = 0.18
+"""Most of the difference to the empty page that a readable object may leave unexplained."""
+MIN_LEAD = 0.22
+"""The second best object leaves more than the best one by at least this share of what it leaves itself."""
+SLIGHT = 0.03
+"""A share this small is left by noise; it is added before shares are compared."""
+
+
+@dataclass(frozen=True)
+class ActorReading:
+    """What one actor is seen to be; each word can be "unreadable". ``left`` is the share that its shape leaves."""
+
+    object: str = UNREADABLE
+    colour: str = UNREADABLE
+    motion: str = UNREADABLE
+    speed: str = UNREADABLE
+    left: float = 1.0
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a frame or clip is seen to show; actors from left to right."""
+
+    background: str
+    actors: tuple[ActorReading, ...]
+
+
+def read_still(picture: Tensor) -> Reading:
+    """What one frame [3, H, W] in -1..1 shows: background, and the object and colour of one actor."""
+    return read_stills(picture[None])[0]
+
+
+def read_stills(pictures: Tensor) -> list[Reading]:
+    """What frames [B, 3, H, W] in -1..1 show, each read by itself."""
+    frames = canonical(pictures)
+    return [reading for chunk in frames.split(STILLS_AT_ONCE) for reading in _read_some_stills(chunk)]
+
+
+def canonical(pictures: Tensor) -> Tensor:
+    """Square frames [N, 3, H, W] in -1..1 as the reader sees them: [N, 3, 32, 32] in 0..1, on the CPU."""
+    if pictures.ndim != 4 or pictures.shape[1] != 3 or pictures.shape[2] != pictures.shape[3]:
+        raise ValueError(f"the reader needs square frames [N, 3, H, W]; got {list(pictures.shape)}")
+    if pictures.shape[-1] < SIZE:
+        raise ValueError(f"frames are {pictures.shape[-1]} pixels wide; the reader needs {SIZE} or more")
+    frames = (pictures.detach().float().cpu().clamp(-1, 1) + 1) / 2
+    return frames if frames.shape[-1] == SIZE else F.interpolate(frames, (SIZE, SIZE), mode="area")
+
+
+def _read_some_stills(frames: Tensor) -> list[Reading]:
+    names, colours, sights = [], [], []
+    for frame in frames.split(1):
+        background, is_known = read_background(frame)
+        page, foreign = behind(frame, background)
+        colour, fill, is_clear = read_colour(frame, page, foreign)
+        names.append(BACKGROUNDS[background] if is_known else UNREADABLE)
+        colours.append(COLOUR_NAMES[colour] if is_clear else UNREADABLE)
+        sights.append(_sight(frame, page, fill, torch.ones_like(foreign)))
+    sight = join(sights)
+    left = torch.stack([one.residual for one in fit_objects(sight)], dim=1) / difference(sight)[:, None]
+    actors = [_still_actor(colour, row) for colour, row in zip(colours, left, strict=True)]
+    return [Reading(name, (actor,)) for name, actor in zip(names, actors, strict=True)]
+
+
+def _still_actor(colour: str, left: Tensor) -> ActorReading:
+    if colour == UNREADABLE:
+        return ActorReading()
+    return ActorReading(choose_object(left), colour, left=float(left.min()))
+
+
+def _sight(frames: Tensor, page: Tensor, fill: Tensor, weight: Tensor) -> Sight:
+    return Sight(soften(frames), soften(page), fill.expand(len(frames), 3), weight)
+
+
+def choose_object(left: Tensor) -> str:
+    """The object that leaves the least of the difference to the empty page, or "unreadable"; ``left`` is [8]."""
+    best, second = left.topk(2, largest=False).indices.tolist()
+    lead = (left[second] - left[best]) / (left[second] + SLIGHT)
+    is_readable = left[best] <= MAX_LEFT and lead >= MIN_LEAD
+    return OBJECTS[best] if is_readable else UNREADABLE
