@@ -61,8 +61,8 @@ def make_clips(
     if recipes[0].sampler:
         pipeline.use_scheduler(recipes[0].sampler)
     for recipe, path in zip(recipes, paths, strict=True):
-        check_writable(path, clip_shape=(recipe.num_frames, *picture_size(pipeline)), scale=recipe.scale)
-    print(f"{recipes[0].model or 'the model inside the package'} on {placement}")
+        check_writable(path, clip_shape=(recipe.num_frames, *pipeline.default_size), scale=recipe.scale)
+    print(f"{recipes[0].model or 'the model inside the package'} on {placement}", flush=True)
     _make_and_write(pipeline, recipes, paths)
 
 
@@ -87,16 +87,8 @@ def model_wishes(pipeline: LumierePipeline) -> Wishes:
         "num_frames": pipeline.config.num_frames,
         "num_inference_steps": pipeline.config.default_steps,
         "guidance_scale": pipeline.config.default_guidance_scale,
-        "scale": max(1, -(-CLEAR_WIDTH_PX // min(picture_size(pipeline)))),
+        "scale": max(1, -(-CLEAR_WIDTH_PX // min(pipeline.default_size))),
     }
-
-
-def picture_size(pipeline: LumierePipeline) -> tuple[int, int]:
-    """(height, width) in pixels of the clips that a pipeline makes when it is not told otherwise."""
-    grid = pipeline.unet.config.sample_size
-    rows, columns = (grid, grid) if isinstance(grid, int) else grid
-    factor = pipeline.codec.spatial_factor
-    return pipeline.config.height or rows * factor, pipeline.config.width or columns * factor
 
 
 def _compare(like: ClipRecipe, recipe: ClipRecipe, folder: Path) -> None:
@@ -123,7 +115,7 @@ def _make_and_write(pipeline: LumierePipeline, recipes: Sequence[ClipRecipe], pa
         with Progress(*columns, console=Console(stderr=True)) as progress:
             frames = _frames(pipeline, recipe, progress)
         write_clip(frames, path, recipe=recipe.model_dump(mode="json"), scale=recipe.scale, smooth=True)
-        print(_report(path, frames, scale=recipe.scale, seconds=time.monotonic() - start))
+        print(_report(path, frames, scale=recipe.scale, seconds=time.monotonic() - start), flush=True)
 
 
 def _frames(pipeline: LumierePipeline, recipe: ClipRecipe, progress: Progress) -> np.ndarray:
