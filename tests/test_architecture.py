@@ -95,7 +95,7 @@ def breaks_of(place: str, tree: ast.AST, *, module: str) -> list[str]:
 
 
 def test_the_ladder_of_the_design_is_read_whole() -> None:
-    assert LADDER[0] >= {"cli"} and LADDER[-1] >= {"config", "video"} and len(LADDER) >= 10
+    assert "cli" in LADDER[1] and LADDER[-1] >= {"config", "video"} and len(LADDER) >= 10
     assert sum(map(len, LADDER)) == len(set().union(*LADDER)), "a module stands on one row"
 
 
