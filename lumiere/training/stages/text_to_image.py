@@ -86,6 +86,8 @@ class TextToImage:
         self.unet = make_image_network(network, size=settings.data.size).to(memory_format=torch.channels_last)
         # On a CPU plain attention beats the fused kernel at a few hundred keys.
         self.unet.set_attn_processor(AttnProcessor())
+        if settings.loop.bf16_weights:
+            self.unet.to(torch.bfloat16)
         self.tokenizer = word_tokenizer(vocabulary(), max_length=network.text_length)
         self.text = T5Text(
             self.tokenizer, small_t5(len(self.tokenizer), width=network.text_width, num_layers=network.text_layers)
@@ -122,8 +124,8 @@ class TextToImage:
         self, network: nn.Module, clean: Tensor, noise: Tensor, timesteps: Tensor, states: Tensor, mask: Tensor | None
     ) -> Tensor:
         def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
-            noisy = noisy.contiguous(memory_format=torch.channels_last)
-            return network(noisy, timestep, states, encoder_attention_mask=mask).sample
+            noisy = noisy.to(self.unet.dtype, memory_format=torch.channels_last)
+            return network(noisy, timestep, states.to(self.unet.dtype), encoder_attention_mask=mask).sample
 
         return self.objective.loss(predict, clean, noise=noise, timestep=timesteps)
 
