@@ -4,6 +4,8 @@ VENV ?= .venv
 PROMPT ?= a red ball bouncing on a beach
 SEED ?= 0
 OUT ?= outputs
+# The shell reads it from the environment, so that a prompt may hold quotes.
+export PROMPT
 # For a Linux machine without an NVIDIA card, TORCH_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 # saves a download of gigabytes.
 TORCH_ARGS ?=
@@ -15,7 +17,7 @@ PIP := $(PY) -m pip --disable-pip-version-check install --quiet
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.ready
-	@$(PY) -m lumiere generate "$(PROMPT)" --seed $(SEED) --out "$(OUT)"
+	@$(PY) -m lumiere generate "$$PROMPT" --seed $(SEED) --out "$(OUT)"
 
 test: $(VENV)/.ready-dev
 	$(PY) -m pytest -q -m "not slow"

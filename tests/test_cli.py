@@ -334,6 +334,9 @@ def test_info_says_what_is_in_each_thing(model: Path, here: Path, capsys: pytest
     assert "8 frames of 256x256, 16 a second" in said("c.mp4") and "a red ball" in said("c.mp4")
     assert "a red ball" in said("c.json")
     assert "num_steps: " in said("text_to_image")
+    (here / "run" / "step-0000005").mkdir(parents=True)
+    (here / "run" / "step-0000005" / "state.json").write_text('{"step": 5, "recipe": {"out": "run"}}')
+    assert "step 5" in said("run") and "recipe.out" in said("run")
     assert "torch" in said() and "computes on" in said()
 
 

@@ -87,7 +87,7 @@ def model_wishes(pipeline: LumierePipeline) -> Wishes:
         "num_frames": pipeline.config.num_frames,
         "num_inference_steps": pipeline.config.default_steps,
         "guidance_scale": pipeline.config.default_guidance_scale,
-        "scale": max(1, -(-CLEAR_WIDTH_PX // min(pipeline.default_size))),
+        "scale": -(-CLEAR_WIDTH_PX // max(1, min(pipeline.default_size))),
     }
 
 
