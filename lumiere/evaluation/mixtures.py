@@ -57,7 +57,7 @@ def fill_share(frames: Tensor, page: Tensor, colour: Tensor) -> Tensor:
 
 
 def unexplained(frames: Tensor, page: Tensor, colour: Tensor) -> Tensor:
-    """Squared distance [N, H, W] from each pixel to the nearest mixture of page, ``colour`` [3] and its edge or mark."""
+    """Squared distance [N, H, W] from each pixel to the nearest mixture of page, ``colour`` [3], edge and mark."""
     fill = colour.view(1, 3, 1, 1)
     share, edge_share, plane = _shares(frames, page, fill)
     inside = (share >= 0) & (edge_share >= 0) & (share + edge_share <= 1)

@@ -13,14 +13,34 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lumiere.data.drawing import BACKGROUNDS, COLOURS
+from lumiere.data.storybook import Pose
 from lumiere.evaluation.mixtures import read_colour
+from lumiere.evaluation.motions import MotionReading, Track, read_motion
 from lumiere.evaluation.scenery import SIZE, behind, read_background
-from lumiere.evaluation.shapes import OBJECTS, Sight, difference, fit_objects, join, soften
+from lumiere.evaluation.shapes import (
+    OBJECTS,
+    SYMMETRY,
+    Sight,
+    better,
+    difference,
+    fill_area,
+    fit,
+    fit_guesses,
+    fit_objects,
+    guess,
+    join,
+    soften,
+)
 
 UNREADABLE = "unreadable"
 COLOUR_NAMES = tuple(COLOURS)
 STILLS_AT_ONCE = 32
 """Stills that are fitted together: enough to be fast, few enough for little memory."""
+FRAMES_FOR_BACKGROUND = 8
+FRAMES_FOR_COLOUR = 16
+FRAMES_FOR_OBJECT = 10
+MAX_LEFT_IN_FRAME = 0.45
+"""Most that the object may leave in one frame to count as found there."""
 MAX_LEFT = 0.18
 """Most of the difference to the empty page that a readable object may leave unexplained."""
 MIN_LEAD = 0.22
@@ -38,6 +58,8 @@ class ActorReading:
     motion: str = UNREADABLE
     speed: str = UNREADABLE
     left: float = 1.0
+    track: Track | None = None
+    measured: MotionReading | None = None
 
 
 @dataclass(frozen=True)
@@ -100,3 +122,65 @@ def choose_object(left: Tensor) -> str:
     lead = (left[second] - left[best]) / (left[second] + SLIGHT)
     is_readable = left[best] <= MAX_LEFT and lead >= MIN_LEAD
     return OBJECTS[best] if is_readable else UNREADABLE
+
+
+# Clips.
+
+
+def read_clip(clip: Tensor) -> Reading:
+    """What a clip [3, T, H, W] in -1..1 with one actor shows."""
+    if clip.ndim != 4 or clip.shape[0] != 3:
+        raise ValueError(f"a clip to read has shape [3, T, H, W]; got {list(clip.shape)}")
+    frames = canonical(clip.transpose(0, 1))
+    background, is_known = read_background(_some(frames, FRAMES_FOR_BACKGROUND))
+    page, foreign = behind(frames, background)
+    actor = _read_actor(frames, page, foreign, torch.ones_like(foreign))
+    return Reading(BACKGROUNDS[background] if is_known else UNREADABLE, (actor,))
+
+
+def _some(frames: Tensor, count: int) -> Tensor:
+    """About ``count`` of the frames, evenly spaced."""
+    return frames[:: max(1, len(frames) // count)]
+
+
+def _read_actor(frames: Tensor, page: Tensor, foreign: Tensor, weight: Tensor) -> ActorReading:
+    """What the one actor does that is seen where ``weight`` [T, H, W] is not 0."""
+    colour, fill, is_clear = read_colour(*(_some(each, FRAMES_FOR_COLOUR) for each in (frames, page, foreign * weight)))
+    if not is_clear:
+        return ActorReading()
+    sight = _sight(frames, page, fill, weight)
+    rows = _telling_frames(sight)
+    chosen = sight[rows]
+    fits = fit_objects(chosen)
+    left = torch.stack([one.residual.sum() for one in fits]) / difference(chosen).sum().clamp(min=1e-6)
+    track = track_object(int(left.argmin()), sight)
+    measured = read_motion(track)
+    return ActorReading(
+        object=choose_object(left),
+        colour=COLOUR_NAMES[colour],
+        motion=measured.motion or UNREADABLE,
+        speed=measured.speed or UNREADABLE,
+        left=float(left.min()),
+        track=track,
+        measured=measured,
+    )
+
+
+def _telling_frames(sight: Sight) -> Tensor:
+    """The frames that show most of the actor, one from each stretch of the clip."""
+    area = fill_area(sight)
+    inside = area.sum((1, 2)) - 3 * (area[:, [0, -1]].sum((1, 2)) + area[:, :, [0, -1]].sum((1, 2)))
+    stretches = torch.arange(len(inside)).tensor_split(min(FRAMES_FOR_OBJECT, len(inside)))
+    return torch.stack([rows[inside[rows].argmax()] for rows in stretches])
+
+
+def track_object(kind: int, sight: Sight) -> Track:
+    """The object's pose in every frame, from a search in each and then from its neighbours' poses."""
+    name = OBJECTS[kind]
+    found = fit_guesses(name, guess(fill_area(sight), (kind,))[:, 0], sight, num_steps=4)
+    for shift in (1, -1):
+        found = better(found, fit(name, found.pose.roll(shift, 0), sight, num_steps=3))
+    share = found.residual / difference(sight).clamp(min=1e-6)
+    x, y, log_radius, angle = found.pose.T
+    is_found = (share < MAX_LEFT_IN_FRAME).float()
+    return Track(Pose(x, y, log_radius.exp(), angle), is_found, SYMMETRY.get(name, 1))
