@@ -40,10 +40,10 @@ class StorybookSettings(Settings):
 
 
 class StorybookBatches:
-    """Endless storybook clips."""
+    """Endless storybook clips, drawn on ``device`` (None: the CPU); what is drawn does not depend on it."""
 
-    def __init__(self, settings: StorybookSettings, *, seed: int) -> None:
-        self.settings, self.seed = settings, seed
+    def __init__(self, settings: StorybookSettings, *, seed: int, device: torch.device | None = None) -> None:
+        self.settings, self.seed, self.device = settings, seed, device
 
     def batch(self, step: int, count: int, *, held_out: bool = False) -> Batch:
         """The ``count`` clips of a step, with captions of varied wording."""
@@ -55,7 +55,7 @@ class StorybookBatches:
             for index in range(count)
         ]
         captions = [caption(scene, generator) for scene in scenes]
-        times = self._times(count, generator)
+        times = self._times(count, generator).to(self.device)
         split = count - num_pairs
         parts = [part for part in (slice(0, split), slice(split, count)) if scenes[part]]
         clips = [render(scenes[part], times[part], size=self.settings.size) for part in parts]

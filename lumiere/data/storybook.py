@@ -202,5 +202,3 @@ def _choose(generator: torch.Generator, options: Sequence):  # type: ignore[type
 
 def _uniform(generator: torch.Generator, low: float, high: float) -> float:
     return low + (high - low) * float(torch.rand((), generator=generator))
-
-

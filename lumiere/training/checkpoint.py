@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,14 @@ Named = dict[str, nn.Parameter]
 
 
 def save_checkpoint(
-    folder: Path, *, step: int, named: Named, ema: Ema, optimizer: torch.optim.Optimizer, facts: dict[str, Any], keep: int
+    folder: Path,
+    *,
+    step: int,
+    named: Named,
+    ema: Ema,
+    optimizer: torch.optim.Optimizer,
+    facts: dict[str, Any],
+    keep: int,
 ) -> Path:
     """Write ``folder/step-N`` with weights, averages and optimiser state; the ``keep`` newest stay."""
     target = folder / f"step-{step:07d}"
@@ -32,7 +38,7 @@ def save_checkpoint(
     save_file(_optimizer_tensors(optimizer, named), aside / "optimizer.safetensors")
     (aside / "state.json").write_text(json.dumps({"step": step, **facts}, indent=1))
     shutil.rmtree(target, ignore_errors=True)
-    os.replace(aside, target)
+    aside.replace(target)
     for old in checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
     return target

@@ -67,7 +67,7 @@ class _HeldOutLosses:
         if when in self.losses:
             return
         stage = FinetuneClips(self.settings, "motion", model=model, clips=self.clips)
-        with torch.no_grad(), autocast(self.settings.motion.bf16):
+        with torch.no_grad(), autocast(self.settings.motion):
             self.losses[when] = stage.validate()
         self.path.write_text(json.dumps(self.losses, indent=1))
 

@@ -6,7 +6,6 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +15,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from lumiere.config import Settings
+from lumiere.device import choose_placement
 from lumiere.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from lumiere.training.ema import Ema
 
@@ -42,6 +42,8 @@ class LoopSettings(Settings):
     a CPU up to twice as fast, as autocast runs group norms in fp32."""
     compile: bool = False
     """Compile the network (needs a C++ compiler on a CPU)."""
+    device: str = "auto"
+    """Where to train; auto is the fastest of this machine."""
     seed: int = 0
     log_every: int = Field(default=20, ge=1)
     validate_every: int = Field(default=500, ge=1)
@@ -85,7 +87,11 @@ class Trainer:
             raise ValueError("the stage has no parameters to train; everything is frozen")
         self.masters = {name: _master(parameter) for name, parameter in self.named.items()}
         self.optimizer = torch.optim.AdamW(
-            self.masters.values(), lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=settings.weight_decay, fused=True
+            self.masters.values(),
+            lr=settings.learning_rate,
+            betas=(0.9, 0.99),
+            weight_decay=settings.weight_decay,
+            fused=True,
         )
         self.ema = Ema(self.masters.values(), self.named.values(), decay=settings.ema_decay)
         self.step = 0
@@ -122,7 +128,7 @@ class Trainer:
             group["lr"] = learning_rate(settings, self.step)
         total = 0.0
         for part in range(settings.accumulation):
-            with self._autocast():
+            with autocast(self.settings):
                 losses = self.stage.losses(self.step * settings.accumulation + part, settings.batch_size)
             loss = losses.mean() / settings.accumulation
             loss.backward()
@@ -139,9 +145,6 @@ class Trainer:
         self.step += 1
         self.ema.update(self.step)
         return total, float(norm)
-
-    def _autocast(self) -> AbstractContextManager[None]:
-        return autocast(self.settings.bf16 and not self.settings.bf16_weights)
 
     def _hand_gradients_to_masters(self) -> None:
         for parameter, master in zip(self.named.values(), self.masters.values(), strict=True):
@@ -187,7 +190,7 @@ class Trainer:
         )
 
     def _validate(self, log: _Log) -> None:
-        with torch.no_grad(), self.ema.applied(), self._autocast():
+        with torch.no_grad(), self.ema.applied(), autocast(self.settings):
             numbers = self.stage.validate()
             self.stage.show(self.out / "samples" / f"step-{self.step:07d}")
         log.write(self.step, {f"held_out/{name}": value for name, value in numbers.items()})
@@ -199,12 +202,10 @@ def _master(parameter: nn.Parameter) -> nn.Parameter:
     return parameter if parameter.dtype == torch.float32 else nn.Parameter(parameter.detach().float())
 
 
-@contextmanager
-def autocast(enabled: bool) -> Iterator[None]:
-    """bfloat16 autocast on the CPU or the GPU, or nothing."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    with torch.autocast(device, torch.bfloat16, enabled=enabled):
-        yield
+def autocast(settings: LoopSettings) -> torch.autocast:
+    """bfloat16 autocast where the settings ask for it, on the device that they name."""
+    kind = choose_placement(settings.device).device.type
+    return torch.autocast(kind, torch.bfloat16, enabled=settings.bf16 and not settings.bf16_weights)
 
 
 class _Log:

@@ -38,9 +38,7 @@ def draw_noise(
     """(noise, timesteps [B], uniform draws [B] for caption dropout) of a step."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step * 2 + 1_000_000_007)
     noise = torch.randn(shape, generator=generator)
-    timesteps = draw_timesteps(
-        shape[0], num_timesteps, mean=settings.mean, std=settings.std, generator=generator
-    )
+    timesteps = draw_timesteps(shape[0], num_timesteps, mean=settings.mean, std=settings.std, generator=generator)
     return noise, timesteps, torch.rand(shape[0], generator=generator)
 
 

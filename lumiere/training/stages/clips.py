@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lumiere.conditioning.text import text_encoder_for
 from lumiere.data.batches import Batch
+from lumiere.device import choose_placement
 from lumiere.diffusion.objective import Objective
 from lumiere.pipeline import LumierePipeline
 from lumiere.training.loop import LoopSettings
@@ -47,9 +48,14 @@ class ClipStage:
         self.pipeline, self.data = pipeline, data
         self.loop, self.noise = loop, noise
         self.caption_dropout, self.num_validation_clips = caption_dropout, num_validation_clips
+        self.device = choose_placement(loop.device).device
+        pipeline.to(self.device)
+        if loop.bf16_weights:
+            pipeline.unet.to(torch.bfloat16)
         self.unet, self.codec = pipeline.unet, pipeline.codec
-        # On a CPU plain attention beats the fused kernel at a few hundred keys.
-        self.unet.set_attn_processor(AttnProcessor())
+        if self.device.type == "cpu":
+            # Plain attention beats the fused kernel at a few hundred keys.
+            self.unet.set_attn_processor(AttnProcessor())
         self.text = text_encoder_for(pipeline.tokenizer, pipeline.text_encoder)
         self.objective = Objective.from_scheduler(pipeline.scheduler)
         self.network: nn.Module = torch.compile(self.unet) if loop.compile else self.unet  # type: ignore[assignment]
@@ -74,12 +80,13 @@ class ClipStage:
         self, network: nn.Module, clean: Tensor, noise: Tensor, timesteps: Tensor, captions: list[str]
     ) -> Tensor:
         """The loss [B] of ``network`` on clean clips in its own space, noised to ``timesteps``."""
-        text = self.text.encode(captions)
+        text, dtype = self.text.encode(captions), self.unet.dtype
 
         def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
-            return network(noisy, timestep, text.states, encoder_attention_mask=text.mask).sample
+            return network(noisy.to(dtype), timestep, text.states.to(dtype), encoder_attention_mask=text.mask).sample
 
-        return self.objective.loss(predict, _channels_last(clean), noise=_channels_last(noise), timestep=timesteps)
+        clean, noise = (_channels_last(clip.to(self.device)) for clip in (clean, noise))
+        return self.objective.loss(predict, clean, noise=noise, timestep=timesteps.to(self.device))
 
     def validate(self) -> dict[str, float]:
         """The loss on held-out clips at evenly spread timesteps, in all and where noise is strongest."""

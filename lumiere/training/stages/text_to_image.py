@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from lumiere.conditioning.text import T5Text, mean_state, small_t5, word_tokeniz
 from lumiere.config import Settings
 from lumiere.data.batches import FACT_SIZES, Batch, StorybookBatches, StorybookSettings, scene_facts
 from lumiere.data.captions import vocabulary
+from lumiere.device import choose_placement
 from lumiere.diffusion.objective import Objective
 from lumiere.model.stunet import STUNet
 from lumiere.pipeline import LumierePipeline
@@ -71,6 +72,11 @@ def make_image_network(settings: ImageNetworkSettings, *, size: int) -> UNet2DCo
         up_block_types=("CrossAttnUpBlock2D",) * deeper + ("UpBlock2D",),
         cross_attention_dim=settings.text_width,
         attention_head_dim=settings.num_heads,
+        # The pooled caption joins the time embedding, as in DeepFloyd IF, so that every layer hears it, not only the
+        # coarse ones with cross-attention: without it colours came soon and outlines hardly (LOG.md, 2026-11-21).
+        addition_embed_type="text",
+        addition_embed_type_num_heads=settings.num_heads,
+        resnet_time_scale_shift="scale_shift",
         norm_num_groups=16,
     )
 
@@ -84,8 +90,10 @@ class TextToImage:
         network = settings.network
         self.codec = PixelBlocks(network.pixel_block_size)
         self.unet = make_image_network(network, size=settings.data.size).to(memory_format=torch.channels_last)
-        # On a CPU plain attention beats the fused kernel at a few hundred keys.
-        self.unet.set_attn_processor(AttnProcessor())
+        self.device = choose_placement(settings.loop.device).device
+        if self.device.type == "cpu":
+            # Plain attention beats the fused kernel at a few hundred keys.
+            self.unet.set_attn_processor(AttnProcessor())
         if settings.loop.bf16_weights:
             self.unet.to(torch.bfloat16)
         self.tokenizer = word_tokenizer(vocabulary(), max_length=network.text_length)
@@ -93,10 +101,12 @@ class TextToImage:
             self.tokenizer, small_t5(len(self.tokenizer), width=network.text_width, num_layers=network.text_layers)
         )
         self.fact_readers = nn.ModuleDict({name: nn.Linear(network.text_width, n) for name, n in FACT_SIZES.items()})
+        for network_part in (self.unet, self.text.text_encoder, self.fact_readers):
+            network_part.to(self.device)
         self.scheduler = embedded_scheduler()
         self.objective = Objective.from_scheduler(self.scheduler)
-        self.data = StorybookBatches(settings.data, seed=settings.loop.seed)
-        self.network = torch.compile(self.unet) if settings.loop.compile else self.unet
+        self.data = StorybookBatches(settings.data, seed=settings.loop.seed, device=self.device)
+        self.network: nn.Module = torch.compile(self.unet) if settings.loop.compile else self.unet  # type: ignore[assignment]
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Those of the image network, the text encoder and the readers of facts."""
@@ -117,7 +127,8 @@ class TextToImage:
         text = self.text.encode([c if keep else "" for c, keep in zip(batch.captions, kept.tolist(), strict=True)])
         losses = self._denoising(self.network, clean, noise, timesteps, text.states, text.mask)
         if settings.caption_fact_weight:
-            losses = losses + settings.caption_fact_weight * self._misread(batch, mean_state(text)) * kept
+            misread = self._misread(batch, mean_state(text)) * kept.to(self.device)
+            losses = losses + settings.caption_fact_weight * misread
         return losses
 
     def _denoising(
@@ -127,11 +138,12 @@ class TextToImage:
             noisy = noisy.to(self.unet.dtype, memory_format=torch.channels_last)
             return network(noisy, timestep, states.to(self.unet.dtype), encoder_attention_mask=mask).sample
 
+        clean, noise, timesteps = clean.to(self.device), noise.to(self.device), timesteps.to(self.device)
         return self.objective.loss(predict, clean, noise=noise, timestep=timesteps)
 
     def _misread(self, batch: Batch, states: Tensor) -> Tensor:
         """The cross-entropy [B] of the caption's facts read from the mean text state."""
-        facts = scene_facts(batch.scenes)
+        facts = {name: values.to(self.device) for name, values in scene_facts(batch.scenes).items()}
         errors = [F.cross_entropy(self.fact_readers[n](states), facts[n], reduction="none") for n in facts]
         return torch.stack(errors).sum(0)
 
@@ -149,7 +161,8 @@ class TextToImage:
     def show(self, folder: Path) -> None:
         """A sheet of stills for held-out captions, drawn as clips of one frame."""
         captions = self.data.batch(0, 32, held_out=True).captions
-        stills = self._pipeline()(captions, output_type="pt").frames * 2 - 1
+        output: Any = self._pipeline()(captions, output_type="pt")
+        stills = output.frames * 2 - 1
         folder.mkdir(parents=True, exist_ok=True)
         sheet = contact_sheet(stills[:, 0].transpose(0, 1), columns=16, scale=3)
         Image.fromarray(sheet).save(folder / "stills.png")

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, T5EncoderModel
 from lumiere.conditioning.text import freeze
 from lumiere.config import Settings
 from lumiere.data.batches import StorybookBatches, StorybookSettings
+from lumiere.device import choose_placement
 from lumiere.model.stunet import STUNet
 from lumiere.model.temporal import TemporalSettings
 from lumiere.pipeline import LumierePipeline
@@ -66,7 +67,9 @@ class TextToVideo(ClipStage):
         )
         super().__init__(
             pipeline,
-            StorybookBatches(settings.data, seed=settings.loop.seed),
+            StorybookBatches(
+                settings.data, seed=settings.loop.seed, device=choose_placement(settings.loop.device).device
+            ),
             loop=settings.loop,
             noise=settings.noise,
             caption_dropout=settings.caption_dropout,
