@@ -20,9 +20,14 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
-DOWN_BLOCKS = ("CrossAttnDownBlock2D", "DownBlock2D", "ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D")
-MIDDLE_BLOCKS = ("UNetMidBlock2DCrossAttn", "UNetMidBlock2DSimpleCrossAttn")
-UP_BLOCKS = ("CrossAttnUpBlock2D", "UpBlock2D", "ResnetUpsampleBlock2D", "SimpleCrossAttnUpBlock2D")
+DOWN_BLOCKS: tuple[str, ...] = (
+    "CrossAttnDownBlock2D",
+    "DownBlock2D",
+    "ResnetDownsampleBlock2D",
+    "SimpleCrossAttnDownBlock2D",
+)
+MIDDLE_BLOCKS: tuple[str, ...] = ("UNetMidBlock2DCrossAttn", "UNetMidBlock2DSimpleCrossAttn")
+UP_BLOCKS: tuple[str, ...] = ("CrossAttnUpBlock2D", "UpBlock2D", "ResnetUpsampleBlock2D", "SimpleCrossAttnUpBlock2D")
 FAMILIES = "Stable Diffusion 1.x and 2.x, SDXL, the x4 upscaler, DeepFloyd IF I and II"
 
 # PyTorch's nearest-neighbour kernels for channels-last memory count in 32 bits (pytorch issue 141831).
@@ -168,9 +173,10 @@ def head(unet: UNet2DConditionModel, frames: Tensor) -> Tensor:
     return unet.conv_out(frames)
 
 
-def layers(block: nn.Module) -> list[tuple[nn.Module, nn.Module | None]]:
+def layers(block: Any) -> list[tuple[nn.Module, nn.Module | None]]:
     """The layers of a down or up block in order: each a residual layer and the attention that follows it, if any."""
-    following: list[nn.Module | None] = [*attentions(block)] or [None] * len(block.resnets)
+    following: list[nn.Module | None] = [*attentions(block)]
+    following = following or [None] * len(block.resnets)
     return list(zip(block.resnets, following, strict=True))
 
 
@@ -260,17 +266,18 @@ def attend_plainly(unet: nn.Module) -> None:
                 attention.set_processor(PlainAttention())
 
 
-def downsample(block: nn.Module, frames: Tensor, heard: Heard, run: Run) -> Tensor:
+def downsample(block: Any, frames: Tensor, heard: Heard, run: Run) -> Tensor:
     """The resizer of a down block: half the height and width."""
     (resizer,) = block.downsamplers
     return run(resizer, frames, heard.time) if isinstance(resizer, ResnetBlock2D) else resizer(frames)
 
 
-def upsample(block: nn.Module, frames: Tensor, heard: Heard, run: Run) -> Tensor:
+def upsample(block: Any, frames: Tensor, heard: Heard, run: Run) -> Tensor:
     """The resizer of an up block: twice the height and width."""
     (resizer,) = block.upsamplers
     if isinstance(resizer, ResnetBlock2D):
-        return run(resizer, frames, heard.time)
+        # From 64 frames on, the library goes to channels-first memory inside, and has to be fetched back.
+        return run(resizer, frames, heard.time).contiguous(memory_format=torch.channels_last)
     return _upsample_convolution(resizer, frames)
 
 

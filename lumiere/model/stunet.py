@@ -325,8 +325,15 @@ class _Clip:
 
     def __init__(self, num_frames: int, heard: Heard, told: Tensor | None) -> None:
         self.is_image = num_frames == 1
-        self.num_frames, self.told, self._heard = num_frames, told, heard
-        self.heard = heard.for_frames(num_frames)
+        self.num_frames, self.told = num_frames, told
+        self._heard, self._expanded = heard, {1: heard}
+
+    @property
+    def heard(self) -> Heard:
+        """What each frame of this level is told."""
+        if self.num_frames not in self._expanded:
+            self._expanded[self.num_frames] = self._heard.for_frames(self.num_frames)
+        return self._expanded[self.num_frames]
 
     def mix(self, block: nn.Module, frames: Tensor, run: image_unet.Run) -> Tensor:
         """Frames [B*T, C, H, W] through a block that mixes them."""
@@ -340,7 +347,6 @@ class _Clip:
             return frames
         clip = resizer(unfold_time(frames, self.num_frames))
         self.num_frames = clip.shape[2]
-        self.heard = self._heard.for_frames(self.num_frames)
         return fold_time(clip)
 
 

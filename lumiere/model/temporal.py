@@ -64,7 +64,11 @@ class TemporalConv(nn.Conv2d):
     def forward(self, clip: Tensor) -> Tensor:
         """[B, C, T, H, W] -> [B, C, T / stride, H, W]; frames beyond the ends count as zero."""
         height, width = clip.shape[-2:]
-        return super().forward(clip.flatten(3)).unflatten(3, (height, width))
+        # Flattened with the channels last, because a flattened view of one clip alone [1, C, T, H*W] gets strides
+        # that convolutions do not take for channels-last memory, and copies begin.
+        rows = clip.permute(0, 2, 3, 4, 1).flatten(2, 3).permute(0, 3, 1, 2)
+        rows = super().forward(rows).permute(0, 2, 3, 1)
+        return rows.unflatten(2, (height, width)).permute(0, 4, 1, 2, 3)
 
     def start_as_identity(self) -> None:
         """Set Dirac weights and zero bias: what comes in goes out."""
