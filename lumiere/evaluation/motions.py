@@ -34,7 +34,7 @@ MIN_MOVEMENT = 2.0
 MAX_LEFT = 0.30
 """Most of that difference that a motion may leave to be named."""
 MIN_LEAD = 0.15
-"""The second best motion leaves more by at least this share of the difference to a still object... times its own."""
+"""The second best motion leaves more than the best one by at least this share of what it leaves itself."""
 MIN_GAIN, MAX_GAIN = 0.5, 1.6
 """How large a movement may be beside the storybook's own."""
 MIN_TRACKED = 0.7
@@ -42,7 +42,8 @@ MIN_TRACKED = 0.7
 SPEED_TOLERANCE = 1.4
 """A duration within this factor of a speed's own, and nearest to it, is that speed."""
 PERIODS_S = (0.6, 4.2)
-TRAVELS_S = (0.6, 7.0)
+TRAVELS_S = (0.6, 5.4)
+"""Durations that are tried; of a movement that lasts longer than the five seconds only the pace can be seen."""
 DURATION_STEP = 1.03
 NUM_PHASES = 16
 REFINE = 4
@@ -89,8 +90,7 @@ def read_motion(track: Track, *, is_pair: bool = False) -> MotionReading:
     found.sort(key=lambda one: one[2])
     (motion, duration, least), (_, _, second) = found[:2]
     left = least / still
-    lead = (second - least) / still
-    if left > MAX_LEFT or lead < MIN_LEAD * (second / still):
+    if left > MAX_LEFT or second - least < MIN_LEAD * second:
         return MotionReading(None, None, duration, left, movement)
     return MotionReading(motion, _speed(motion, duration), duration, left, movement)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lumiere.data.drawing import BACKGROUNDS, COLOURS
 from lumiere.data.storybook import Pose
-from lumiere.evaluation.mixtures import read_colour
+from lumiere.evaluation.mixtures import read_colour, unexplained
 from lumiere.evaluation.motions import MotionReading, Track, read_motion
 from lumiere.evaluation.scenery import SIZE, behind, read_background
 from lumiere.evaluation.shapes import (
@@ -39,6 +39,9 @@ STILLS_AT_ONCE = 32
 FRAMES_FOR_BACKGROUND = 8
 FRAMES_FOR_COLOUR = 16
 FRAMES_FOR_OBJECT = 10
+CORE, OVERLAP = 0.15, 0.35
+"""Beyond ``CORE`` of the middle there is one actor of two; within ``OVERLAP`` it may reach over to the other side."""
+SAME_COLOUR = 0.2
 MAX_LEFT_IN_FRAME = 0.45
 """Most that the object may leave in one frame to count as found there."""
 MAX_LEFT = 0.18
@@ -129,13 +132,45 @@ def choose_object(left: Tensor) -> str:
 
 def read_clip(clip: Tensor) -> Reading:
     """What a clip [3, T, H, W] in -1..1 with one actor shows."""
+    frames, page, foreign, name = _read_page(clip)
+    return Reading(name, (_read_actor(frames, page, foreign, torch.ones_like(foreign)),))
+
+
+def _read_page(clip: Tensor) -> tuple[Tensor, Tensor, Tensor, str]:
+    """The frames [T, 3, 32, 32], what lies behind, how foreign each pixel is [T, 32, 32], and the background."""
     if clip.ndim != 4 or clip.shape[0] != 3:
         raise ValueError(f"a clip to read has shape [3, T, H, W]; got {list(clip.shape)}")
     frames = canonical(clip.transpose(0, 1))
     background, is_known = read_background(_some(frames, FRAMES_FOR_BACKGROUND))
     page, foreign = behind(frames, background)
-    actor = _read_actor(frames, page, foreign, torch.ones_like(foreign))
-    return Reading(BACKGROUNDS[background] if is_known else UNREADABLE, (actor,))
+    return frames, page, foreign, BACKGROUNDS[background] if is_known else UNREADABLE
+
+
+def read_pair(clip: Tensor) -> Reading:
+    """What a clip [3, T, H, W] in -1..1 with two actors, one to the left and one to the right, shows."""
+    frames, page, foreign, name = _read_page(clip)
+    sides = _middle_distance(frames)
+    colours = [read_colour(*_for_colour(frames, page, foreign * (side > CORE))) for side in sides]
+    actors = []
+    for index, side in enumerate(sides):
+        weight = _own_pixels(frames, page, colours[index][1], colours[1 - index][1], side)
+        actors.append(_read_actor(frames, page, foreign, weight * torch.ones_like(foreign), is_pair=True))
+    return Reading(name, tuple(actors))
+
+
+def _middle_distance(frames: Tensor) -> tuple[Tensor, Tensor]:
+    """How far [1, 1, W] each column lies in the left half, and in the right one; negative in the other."""
+    width = frames.shape[-1]
+    x = ((torch.arange(width) + 0.5) * 2 / width - 1).view(1, 1, -1)
+    return -x, x
+
+
+def _own_pixels(frames: Tensor, page: Tensor, own: Tensor, other: Tensor, side: Tensor) -> Tensor:
+    """Which pixels [T, H, W] may speak for an actor: those of its side, and of another colour not the other's."""
+    if (own - other).norm() < SAME_COLOUR:
+        return (side > 0).float()
+    is_other = unexplained(frames, page, other) < 0.5 * unexplained(frames, page, own) - 0.01
+    return (side > -OVERLAP).float() * (1 - is_other.float())
 
 
 def _some(frames: Tensor, count: int) -> Tensor:
@@ -143,9 +178,15 @@ def _some(frames: Tensor, count: int) -> Tensor:
     return frames[:: max(1, len(frames) // count)]
 
 
-def _read_actor(frames: Tensor, page: Tensor, foreign: Tensor, weight: Tensor) -> ActorReading:
+def _for_colour(frames: Tensor, page: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return _some(frames, FRAMES_FOR_COLOUR), _some(page, FRAMES_FOR_COLOUR), _some(weight, FRAMES_FOR_COLOUR)
+
+
+def _read_actor(
+    frames: Tensor, page: Tensor, foreign: Tensor, weight: Tensor, *, is_pair: bool = False
+) -> ActorReading:
     """What the one actor does that is seen where ``weight`` [T, H, W] is not 0."""
-    colour, fill, is_clear = read_colour(*(_some(each, FRAMES_FOR_COLOUR) for each in (frames, page, foreign * weight)))
+    colour, fill, is_clear = read_colour(*_for_colour(frames, page, foreign * weight))
     if not is_clear:
         return ActorReading()
     sight = _sight(frames, page, fill, weight)
@@ -154,7 +195,7 @@ def _read_actor(frames: Tensor, page: Tensor, foreign: Tensor, weight: Tensor) -
     fits = fit_objects(chosen)
     left = torch.stack([one.residual.sum() for one in fits]) / difference(chosen).sum().clamp(min=1e-6)
     track = track_object(int(left.argmin()), sight)
-    measured = read_motion(track)
+    measured = read_motion(track, is_pair=is_pair)
     return ActorReading(
         object=choose_object(left),
         colour=COLOUR_NAMES[colour],
