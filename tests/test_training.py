@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from lumiere.config import find_recipe, load_settings
 from lumiere.data.batches import StorybookBatches, StorybookSettings
 from lumiere.training.checkpoint import checkpoints
 from lumiere.training.ema import Ema
@@ -142,3 +143,20 @@ def test_curves_and_recipe_lie_beside_the_run(image_network: Path) -> None:
     assert any("held_out/loss" in line for line in lines) and any("clips_per_s" in line for line in lines)
     assert (out / "recipe.yaml").read_text().startswith("stage: text_to_image")
     assert list((out / "samples").glob("*/stills.png")) and list((out / "tensorboard").iterdir())
+
+
+def test_training_goes_on_from_a_pipeline(tmp_path: Path, image_network: Path) -> None:
+    base = train("text_to_video_smoke", ["--out", str(tmp_path / "base"), "--image", str(image_network)])
+    before = load_file(base / "unet" / "diffusion_pytorch_model.safetensors")
+    from lumiere.training.stages.text_to_image import TextToImage, TextToImageSettings
+
+    settings = load_settings(TextToImageSettings, find_recipe("text_to_image_smoke"), ["--start_from", str(base)])
+    stage = TextToImage(settings)
+    for name, weight in stage.unet.state_dict().items():
+        assert torch.equal(weight, before[name].float()), name
+    with pytest.raises(ValueError, match="another image network"):
+        train("text_to_image_smoke", ["--start_from", str(base), "--network.text_width", "64", "--out", str(tmp_path)])
+    more = ["--start_from", str(base), "--image", "null", "--out", str(tmp_path / "more"), "--loop.num_steps", "1"]
+    after = load_file(train("text_to_video_smoke", more) / "unet" / "diffusion_pytorch_model.safetensors")
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved and all(name.startswith("temporal.") for name in moved)

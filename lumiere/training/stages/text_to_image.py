@@ -47,6 +47,8 @@ class TextToImageSettings(Settings):
     stage: Literal["text_to_image"]
     out: str
     """Folder of the run."""
+    start_from: str | None = None
+    """Pipeline folder whose image network and text encoder training starts from; none: random weights."""
     loop: LoopSettings
     data: StorybookSettings = StorybookSettings(num_frames=1)
     network: ImageNetworkSettings = ImageNetworkSettings()
@@ -100,6 +102,8 @@ class TextToImage:
         self.text = T5Text(
             self.tokenizer, small_t5(len(self.tokenizer), width=network.text_width, num_layers=network.text_layers)
         )
+        if settings.start_from:
+            self._start_from(settings.start_from)
         self.fact_readers = nn.ModuleDict({name: nn.Linear(network.text_width, n) for name, n in FACT_SIZES.items()})
         for network_part in (self.unet, self.text.text_encoder, self.fact_readers):
             network_part.to(self.device)
@@ -107,6 +111,24 @@ class TextToImage:
         self.objective = Objective.from_scheduler(self.scheduler)
         self.data = StorybookBatches(settings.data, seed=settings.loop.seed, device=self.device)
         self.network: nn.Module = torch.compile(self.unet) if settings.loop.compile else self.unet  # type: ignore[assignment]
+
+    def _start_from(self, folder: str) -> None:
+        """Take the weights of a pipeline's image network and text encoder."""
+        pipeline = LumierePipeline.from_pretrained(folder)
+        weights = {
+            name: weight for name, weight in pipeline.unet.state_dict().items() if not name.startswith("temporal.")
+        }
+        own = {name: weight.shape for name, weight in self.unet.state_dict().items()}
+        differing = [
+            name for name in own.keys() | weights.keys() if own.get(name) != getattr(weights.get(name), "shape", None)
+        ]
+        if differing:
+            raise ValueError(
+                f"{folder} holds another image network than the recipe's ({len(differing)} weights differ, the first is"
+                f" {min(differing)}); give the recipe its `network` settings"
+            )
+        self.unet.load_state_dict(weights)
+        self.text.text_encoder.load_state_dict(pipeline.text_encoder.state_dict())
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Those of the image network, the text encoder and the readers of facts."""

@@ -28,8 +28,10 @@ class TextToVideoSettings(Settings):
     stage: Literal["text_to_video"]
     out: str
     """Folder of the run."""
-    image: str
-    """Folder of the trained image network: unet, text_encoder, tokenizer."""
+    image: str | None = None
+    """Folder of the trained image network to inflate: unet, text_encoder, tokenizer."""
+    start_from: str | None = None
+    """Instead: pipeline folder whose networks training goes on with."""
     loop: LoopSettings
     pixel_block_size: int = Field(default=2, ge=1)
     data: StorybookSettings = StorybookSettings()
@@ -47,31 +49,42 @@ class TextToVideo(ClipStage):
     """Trains the temporal layers of an inflated image network; everything pretrained stays frozen."""
 
     def __init__(self, settings: TextToVideoSettings) -> None:
-        image = Path(settings.image)
-        for part in ("unet", "text_encoder", "tokenizer"):
-            if not (image / part).is_dir():
-                raise ValueError(f"{image} has no folder {part!r}; train text_to_image first, or set --image FOLDER")
+        if (settings.image is None) == (settings.start_from is None):
+            raise ValueError("set either image (a trained image network, to be inflated) or start_from (a pipeline)")
         torch.manual_seed(settings.loop.seed)
-        unet = UNet2DConditionModel.from_pretrained(image / "unet").to(memory_format=torch.channels_last)
-        text_encoder = T5EncoderModel.from_pretrained(image / "text_encoder")
-        freeze(text_encoder)
-        pipeline = LumierePipeline(
-            unet=STUNet.from_image_unet(unet, temporal=settings.temporal),
-            scheduler=embedded_scheduler(),
-            text_encoder=text_encoder,
-            tokenizer=AutoTokenizer.from_pretrained(image / "tokenizer"),
-            pixel_block_size=settings.pixel_block_size,
-            num_frames=settings.data.num_frames,
-            default_steps=settings.default_steps,
-            default_guidance_scale=settings.default_guidance_scale,
-        )
+        if settings.start_from is not None:
+            pipeline = LumierePipeline.from_pretrained(settings.start_from)
+            pipeline.unet.freeze_image()
+            freeze(pipeline.text_encoder)
+        else:
+            pipeline = _inflated(Path(str(settings.image)), settings)
+        pipeline.unet.to(memory_format=torch.channels_last)
+        device = choose_placement(settings.loop.device).device
         super().__init__(
             pipeline,
-            StorybookBatches(
-                settings.data, seed=settings.loop.seed, device=choose_placement(settings.loop.device).device
-            ),
+            StorybookBatches(settings.data, seed=settings.loop.seed, device=device),
             loop=settings.loop,
             noise=settings.noise,
             caption_dropout=settings.caption_dropout,
             num_validation_clips=settings.num_validation_clips,
         )
+
+
+def _inflated(image: Path, settings: TextToVideoSettings) -> LumierePipeline:
+    """The pipeline of a trained image network with new temporal layers."""
+    for part in ("unet", "text_encoder", "tokenizer"):
+        if not (image / part).is_dir():
+            raise ValueError(f"{image} has no folder {part!r}; train text_to_image first, or set --image FOLDER")
+    unet = UNet2DConditionModel.from_pretrained(image / "unet")
+    text_encoder = T5EncoderModel.from_pretrained(image / "text_encoder")
+    freeze(text_encoder)
+    return LumierePipeline(
+        unet=STUNet.from_image_unet(unet, temporal=settings.temporal),
+        scheduler=embedded_scheduler(),
+        text_encoder=text_encoder,
+        tokenizer=AutoTokenizer.from_pretrained(image / "tokenizer"),
+        pixel_block_size=settings.pixel_block_size,
+        num_frames=settings.data.num_frames,
+        default_steps=settings.default_steps,
+        default_guidance_scale=settings.default_guidance_scale,
+    )
