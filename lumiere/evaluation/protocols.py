@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import platform
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -28,7 +29,7 @@ from lumiere.diffusion.denoiser import Conditioned
 from lumiere.diffusion.objective import Objective
 from lumiere.evaluation.prompts import NUM_ONE_OBJECT, Prompt, load_prompts
 from lumiere.evaluation.report import print_scores, print_wrong_words, write_clip_sheets, write_json, write_still_sheet
-from lumiere.evaluation.storybook import Reading, read_clip, read_pair, read_stills
+from lumiere.evaluation.storybook import ActorReading, Reading, read_clip, read_pair, read_stills
 from lumiere.evaluation.tally import Answer, Tally, answers
 from lumiere.evaluation.wrong_words import WrongWord, as_dict, summarise, wrong_word_losses
 from lumiere.pipeline import LumierePipeline
@@ -158,11 +159,14 @@ def evaluate_wrong_words(
 
 def _loaded(model: Model) -> LumierePipeline:
     """The pipeline, its own progress bars switched off; a folder's is placed where this machine is fast."""
-    if not isinstance(model, LumierePipeline):
-        placement = choose_placement()
-        model = LumierePipeline.from_pretrained(model, torch_dtype=placement.dtype).to(placement.device)
-    model.set_progress_bar_config(disable=True)
-    return model
+    pipeline = model if isinstance(model, LumierePipeline) else _placed(model)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _placed(folder: str | Path) -> LumierePipeline:
+    placement = choose_placement()
+    return LumierePipeline.from_pretrained(folder, torch_dtype=placement.dtype).to(placement.device)
 
 
 def _loss_measure(pipeline: LumierePipeline) -> Callable[[Tensor, str, int, Tensor], float]:
@@ -292,15 +296,16 @@ def _make(
     missing = [job for job in jobs if not (folder / "clips" / job.file_name).is_file()]
     groups = [missing[first : first + batch] for first in range(0, len(missing), batch)]
     for group in _tracked(groups, len(groups), f"making {len(missing)} of {len(jobs)}", progress):
-        clips = pipeline(
+        output: Any = pipeline(
             [job.prompt.text for job in group],
             num_frames=settings["num_frames"],
             num_inference_steps=settings["steps"],
             guidance_scale=settings["guidance"],
             generator=[torch.Generator().manual_seed(job.seed) for job in group],
             output_type="pt",
-        ).frames
-        for job, frames in zip(group, to_uint8(clips.transpose(1, 2) * 2 - 1), strict=True):
+        )
+        clips = output.frames.transpose(1, 2) * 2 - 1
+        for job, frames in zip(group, to_uint8(clips), strict=True):
             _store(folder / "clips" / job.file_name, frames)
 
 
@@ -355,13 +360,13 @@ def _report(
     return {"protocol": protocol, "date": now, "reader": reader_hash(), "settings": settings, "clips": clips}
 
 
-def _measured(actor: Any) -> dict[str, float]:
-    """The numbers behind an actor's reading."""
+def _measured(actor: ActorReading) -> dict[str, float | None]:
+    """The numbers behind an actor's reading; None for what could not be measured."""
     facts = {"shape_left": actor.left}
     if actor.measured is not None:
         motion = actor.measured
         facts |= {"duration_s": motion.duration_s, "motion_left": motion.left, "movement": motion.movement}
-    return {name: round(value, 4) for name, value in facts.items()}
+    return {name: round(value, 4) if math.isfinite(value) else None for name, value in facts.items()}
 
 
 def _title(job: Job, words: Sequence[Answer]) -> str:

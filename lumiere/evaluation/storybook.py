@@ -42,11 +42,13 @@ FRAMES_FOR_OBJECT = 10
 CORE, OVERLAP = 0.15, 0.35
 """Beyond ``CORE`` of the middle there is one actor of two; within ``OVERLAP`` it may reach over to the other side."""
 SAME_COLOUR = 0.2
+GOOD_LEFT_IN_FRAME = 0.02
+"""A frame of which the object leaves more is tried again from its neighbours' poses."""
 MAX_LEFT_IN_FRAME = 0.45
 """Most that the object may leave in one frame to count as found there."""
-MAX_LEFT = 0.18
+MAX_LEFT = 0.14
 """Most of the difference to the empty page that a readable object may leave unexplained."""
-MIN_LEAD = 0.22
+MIN_LEAD = 0.26
 """The second best object leaves more than the best one by at least this share of what it leaves itself."""
 SLIGHT = 0.03
 """A share this small is left by noise; it is added before shares are compared."""
@@ -218,10 +220,15 @@ def _telling_frames(sight: Sight) -> Tensor:
 def track_object(kind: int, sight: Sight) -> Track:
     """The object's pose in every frame, from a search in each and then from its neighbours' poses."""
     name = OBJECTS[kind]
+    total = difference(sight).clamp(min=1e-6)
     found = fit_guesses(name, guess(fill_area(sight), (kind,))[:, 0], sight, num_steps=4)
     for shift in (1, -1):
-        found = better(found, fit(name, found.pose.roll(shift, 0), sight, num_steps=3))
-    share = found.residual / difference(sight).clamp(min=1e-6)
+        rows = (found.residual > GOOD_LEFT_IN_FRAME * total).nonzero()[:, 0]
+        if len(rows):
+            again = fit(name, found.pose.roll(shift, 0)[rows], sight[rows], num_steps=3)
+            poses = found.pose.index_copy(0, rows, again.pose)
+            found = better(found, Fit(poses, found.residual.index_copy(0, rows, again.residual)))
+    share = found.residual / total
     x, y, log_radius, angle = found.pose.T
     is_found = (share < MAX_LEFT_IN_FRAME).float()
     return Track(Pose(x, y, log_radius.exp(), angle), is_found, SYMMETRY.get(name, 1))
