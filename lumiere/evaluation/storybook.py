@@ -20,6 +20,7 @@ from lumiere.evaluation.scenery import SIZE, behind, read_background
 from lumiere.evaluation.shapes import (
     OBJECTS,
     SYMMETRY,
+    Fit,
     Sight,
     better,
     difference,
