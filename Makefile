@@ -1,7 +1,7 @@
 # Needs Python 3.11 or newer with pip, and make; everything else is installed into $(VENV).
 PYTHON ?= python3
 VENV ?= .venv
-PROMPT ?= a red ball bouncing on a beach
+PROMPT ?= a red ball bounces slowly by the ocean
 SEED ?= 0
 OUT ?= outputs
 # The shell reads it from the environment, so that a prompt may hold quotes.

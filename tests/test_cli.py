@@ -285,6 +285,28 @@ def test_train_names_the_nearest_setting(here: Path, capsys: pytest.CaptureFixtu
     assert "did you mean 'text_to_image'" in refusal(capsys, "train", "text_to_imag")
 
 
+def test_evaluate_prints_the_scores_and_goes_on_where_it_was(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny_pipeline(height=32, width=32).save_pretrained(here / "wide")
+    words = ["evaluate", "stills", "--model", "wide", "--num-prompts", "2", "--steps", "1", "--device", "cpu"]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert all(word in said for word in ("object", "colour", "background", "cpu, "))
+    report = here / "outputs" / "evaluation-stills" / "report.json"
+    assert str(report.relative_to(here)) in said
+    first = json.loads(report.read_text())
+    assert main(words) == 0
+    assert json.loads(report.read_text())["clips"] == first["clips"]
+    assert main([*words, "--guidance", "7"]) == 2
+    assert "guidance" in capsys.readouterr().err
+
+
+def test_evaluate_names_its_protocols(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", "storybok"])
+    assert stop.value.code == 2
+    assert "storybook" in capsys.readouterr().err
+
+
 def test_inflate_writes_a_network_that_loads_and_says_what_is_new(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers.utils import logging
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -24,7 +23,8 @@ from lumiere.cli.clip_recipe import (
     processor_name,
 )
 from lumiere.cli.generate import CLEAR_WIDTH_PX
-from lumiere.device import Placement, choose_placement
+from lumiere.cli.loading import load_pipeline
+from lumiere.device import choose_placement
 from lumiere.media import check_writable, write_clip
 from lumiere.pipeline import LumierePipeline, embedded_weights
 from lumiere.video import FPS, to_uint8
@@ -46,8 +46,9 @@ def make_clips(
     placement = choose_placement(wishes.get("device", "auto"), wishes.get("dtype", "auto"))
     if like:
         torch.set_num_threads(like.num_threads)
-    folder = Path(wishes["model"]) if "model" in wishes else embedded_weights()
-    pipeline = load_pipeline(folder, placement)
+    model = Path(wishes["model"]) if "model" in wishes else None
+    pipeline = load_pipeline(model, placement)
+    folder = model or embedded_weights()
     wishes = {**model_wishes(pipeline), **wishes, "device": str(placement.device), "dtype": placement.dtype_name}
     facts: Wishes = {
         "model_files": file_hashes(folder),
@@ -62,16 +63,7 @@ def make_clips(
         pipeline.use_scheduler(recipes[0].sampler)
     for recipe, path in zip(recipes, paths, strict=True):
         check_writable(path, clip_shape=(recipe.num_frames, *pipeline.default_size), scale=recipe.scale)
-    print(f"{recipes[0].model or 'the model inside the package'} on {placement}", flush=True)
     _make_and_write(pipeline, recipes, paths)
-
-
-def load_pipeline(folder: Path, placement: Placement) -> LumierePipeline:
-    """The pipeline of a folder, where and how it is to compute, without diffusers' own progress bars."""
-    logging.disable_progress_bar()
-    pipeline = LumierePipeline.from_pretrained(folder, torch_dtype=placement.dtype).to(placement.device)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
 
 
 def repeated_wishes(like: ClipRecipe) -> Wishes:

@@ -3,17 +3,63 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Literal
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
+
+from lumiere.cli.words import unset
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Score a model by a named protocol."""
+    """Score a model by a named protocol. The same command again goes on where it was interrupted."""
 
-    protocol: Positional[Literal["storybook"]]
-    """storybook: do clips of held-out prompts show the object, colour, background, motion and speed that they name?"""
+    protocol: Annotated[Positional[Literal["storybook", "stills"]], arg(metavar="storybook|stills")]
+    """storybook: do clips of held-out prompts show what their words say, and what does a wrong word cost?
+    stills: the same for single frames."""
+
+    out: Annotated[Path | None, unset("FOLDER", "outputs/evaluation-PROTOCOL")] = None
+    """Where the report, the clips and their contact sheets go."""
+
+    model: Annotated[Path | None, unset("FOLDER", "the model inside the package")] = None
+    """A model folder."""
+
+    num_prompts: Annotated[int | None, unset("N", "all 128")] = None
+    """The first N prompts only."""
+
+    num_seeds: Annotated[int, arg(metavar="N")] = 2
+    """Clips of each prompt."""
+
+    steps: Annotated[int | None, unset("N")] = None
+    """Denoising steps."""
+
+    guidance: Annotated[float | None, unset("X")] = None
+    """How closely to follow the prompt; 1 is no guidance."""
+
+    device: Annotated[str, arg(metavar="NAME")] = "auto"
+    """cpu, cuda, cuda:1, mps, or auto."""
+
+    dtype: Annotated[str, arg(metavar="NAME")] = "auto"
+    """float32, bfloat16, float16, or auto."""
 
     def run(self) -> None:
-        """Print the scores."""
+        """Make, read and count; prints the tables."""
+        from lumiere.cli.loading import load_pipeline
+        from lumiere.device import choose_placement
+        from lumiere.evaluation.protocols import evaluate_stills, evaluate_storybook, evaluate_wrong_words
+
+        pipeline = load_pipeline(self.model, choose_placement(self.device, self.dtype))
+        out = self.out or Path("outputs") / f"evaluation-{self.protocol}"
+        evaluate = evaluate_storybook if self.protocol == "storybook" else evaluate_stills
+        evaluate(
+            pipeline,
+            out=out,
+            num_seeds=self.num_seeds,
+            num_prompts=self.num_prompts,
+            steps=self.steps,
+            guidance=self.guidance,
+        )
+        if self.protocol == "storybook":
+            evaluate_wrong_words(pipeline, out=out)
+        print(f"wrote {out}/report.json")

@@ -10,16 +10,13 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
+from lumiere.cli.words import unset
+
 CLIP_SUFFIXES = (".mp4", ".gif", ".webp", ".apng")
 CLEAR_WIDTH_PX = 256
 """Small clips are enlarged to at least this many pixels, because players blur small pictures."""
 
 MAX_SEED = 2**63 - 1
-
-
-def _unset(metavar: str, otherwise: str = "the model's own") -> Any:
-    """How the help shows an option that may stay unset."""
-    return arg(metavar=metavar, help_behavior_hint=f"(default: {otherwise})")
 
 
 @dataclass(frozen=True)
@@ -32,49 +29,49 @@ class Generate:
     prompts: Annotated[Positional[tuple[str, ...]], arg(metavar="PROMPT ...", help_behavior_hint="")] = ()
     """What the clips show, each in quotes."""
 
-    prompts_file: Annotated[Path | None, _unset("FILE", "none")] = None
+    prompts_file: Annotated[Path | None, unset("FILE", "none")] = None
     """More prompts, one a line; empty lines and lines that start with # are skipped."""
 
-    negative_prompt: Annotated[str | None, _unset("TEXT", "none")] = None
+    negative_prompt: Annotated[str | None, unset("TEXT", "none")] = None
     """What the clips should not show."""
 
-    seed: Annotated[int | None, _unset("N", "0")] = None
+    seed: Annotated[int | None, unset("N", "0")] = None
     """Another seed makes another clip of the same prompt."""
 
     seeds: Annotated[tuple[int, ...], arg(metavar="N ...", help_behavior_hint="")] = ()
     """Several seeds: every prompt is made once with each."""
 
-    steps: Annotated[int | None, _unset("N")] = None
+    steps: Annotated[int | None, unset("N")] = None
     """Denoising steps."""
 
-    guidance: Annotated[float | None, _unset("X")] = None
+    guidance: Annotated[float | None, unset("X")] = None
     """How closely to follow the prompt; 1 is no guidance."""
 
-    frames: Annotated[int | None, _unset("N")] = None
+    frames: Annotated[int | None, unset("N")] = None
     """Frames of a clip, at 16 a second."""
 
-    sampler: Annotated[str | None, _unset("NAME")] = None
+    sampler: Annotated[str | None, unset("NAME")] = None
     """ddim, ddpm, euler, euler-ancestral, dpm++, dpm++sde, unipc, lcm or tcd."""
 
-    model: Annotated[Path | None, _unset("FOLDER", "the model inside the package")] = None
+    model: Annotated[Path | None, unset("FOLDER", "the model inside the package")] = None
     """A model folder."""
 
-    device: Annotated[str | None, _unset("NAME", "the fastest of this machine")] = None
+    device: Annotated[str | None, unset("NAME", "the fastest of this machine")] = None
     """cpu, cuda, cuda:1, mps, or auto."""
 
-    dtype: Annotated[str | None, _unset("NAME", "what the device does fast")] = None
+    dtype: Annotated[str | None, unset("NAME", "what the device does fast")] = None
     """float32, bfloat16, float16, or auto."""
 
     out: Annotated[Path, arg(metavar="PATH")] = Path("outputs")
     """A folder, or for a single clip a file that ends in .mp4, .gif, .webp or .apng."""
 
-    format: Annotated[Literal["mp4", "gif", "webp", "apng", "png"] | None, _unset("KIND", "mp4")] = None
+    format: Annotated[Literal["mp4", "gif", "webp", "apng", "png"] | None, unset("KIND", "mp4")] = None
     """What to write into the folder: mp4, gif, webp, apng, or png for a folder of frames."""
 
-    scale: Annotated[int | None, _unset("N", f"to at least {CLEAR_WIDTH_PX} pixels")] = None
+    scale: Annotated[int | None, unset("N", f"to at least {CLEAR_WIDTH_PX} pixels")] = None
     """How many times to enlarge the pictures; 1 keeps them as the network made them."""
 
-    like: Annotated[Path | None, _unset("FILE", "none")] = None
+    like: Annotated[Path | None, unset("FILE", "none")] = None
     """Make the clip of this file (or JSON) again; options given beside it replace what the file says."""
 
     def run(self) -> None:
