@@ -142,8 +142,8 @@ def test_a_clip_is_predicted_alone_as_in_a_batch(family: str) -> None:
     torch.testing.assert_close(stunet(clip[1:], **second(inputs)).sample, together[1:], atol=1e-4, rtol=1e-4)
 
 
-# DeepFloyd IF pools its text without a mask, in the library too.
-@pytest.mark.parametrize("family", ["sd1", "embedded"])
+# Networks with an added text embedding (DeepFloyd IF, the embedded one) pool it without a mask, in the library too.
+@pytest.mark.parametrize("family", ["sd1", "sd2"])
 @torch.no_grad()
 def test_words_under_the_mask_are_not_heard(family: str) -> None:
     stunet = shake(inflated(family, hears_time_and_text=True))

@@ -119,6 +119,9 @@ def embedded(halvings: int = 2) -> UNet2DConditionModel:
         cross_attention_dim=12,
         attention_head_dim=4,
         layers_per_block=1,
+        addition_embed_type="text",
+        addition_embed_type_num_heads=4,
+        resnet_time_scale_shift="scale_shift",
     )
 
 
