@@ -1,15 +1,21 @@
-"""Which device and which number format to compute in: what this machine does fast."""
+"""Which device and which number format to compute in, what this machine does fast, and the versions it does it with."""
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Any
 
 import torch
 
+from lumiere import __version__
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DTYPE_CHOICES = ("auto", *DTYPES)
+
+LIBRARIES = ("torch", "diffusers", "transformers", "numpy")
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,12 @@ def choose_placement(device: str = "auto", dtype: str = "auto") -> Placement:
     if dtype == "float16" and chosen.type == "cpu":
         raise ValueError("dtype is float16, which a processor only emulates; use bfloat16 or float32 on the cpu")
     return Placement(chosen, DTYPES[dtype], "as asked")
+
+
+def installed_versions() -> dict[str, str]:
+    """The versions that can change a clip's pixels."""
+    found = {name: metadata.version(name) for name in LIBRARIES}
+    return {"lumiere": __version__, "python": platform.python_version(), **found}
 
 
 def has_fast_bfloat16(capabilities: Mapping[str, Any]) -> bool:

@@ -18,13 +18,12 @@ from lumiere.cli.clip_recipe import (
     ClipRecipe,
     check_same_model,
     file_hashes,
-    installed_versions,
     other_versions,
     processor_name,
 )
 from lumiere.cli.generate import CLEAR_WIDTH_PX
 from lumiere.cli.loading import load_pipeline
-from lumiere.device import choose_placement
+from lumiere.device import choose_placement, installed_versions
 from lumiere.media import check_writable, write_clip
 from lumiere.pipeline import LumierePipeline, embedded_weights
 from lumiere.video import FPS, to_uint8

@@ -5,14 +5,11 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 
-from lumiere import __version__
 from lumiere.config import Settings, load_settings
+from lumiere.device import installed_versions
 from lumiere.media import read_recipe
-
-LIBRARIES = ("torch", "diffusers", "transformers", "numpy")
 
 
 class ClipRecipe(Settings):
@@ -69,12 +66,6 @@ def check_same_model(recipe: ClipRecipe, found: Mapping[str, str], folder: Path)
             f"{f' and {len(different) - 3} more files' if len(different) > 3 else ''} differ"
             " (give its folder with --model; or write the prompt and seed instead of --like)"
         )
-
-
-def installed_versions() -> dict[str, str]:
-    """The versions that decide a clip's pixels."""
-    found = {name: metadata.version(name) for name in LIBRARIES}
-    return {"lumiere": __version__, "python": platform.python_version(), **found}
 
 
 def other_versions(recipe: ClipRecipe) -> list[str]:

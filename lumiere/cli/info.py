@@ -47,8 +47,8 @@ def about_machine() -> Facts:
     """Python, libraries, processor, cards, and what would be chosen here."""
     import torch
 
-    from lumiere.cli.clip_recipe import installed_versions, processor_name
-    from lumiere.device import choose_placement
+    from lumiere.cli.clip_recipe import processor_name
+    from lumiere.device import choose_placement, installed_versions
 
     cards = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     return [

@@ -9,11 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import platform
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from importlib import metadata, resources
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,8 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from lumiere import __version__
 from lumiere.conditioning.text import text_encoder_for
-from lumiere.device import choose_placement
+from lumiere.device import choose_placement, installed_versions
 from lumiere.diffusion.denoiser import Conditioned
 from lumiere.diffusion.objective import Objective
 from lumiere.evaluation.prompts import NUM_ONE_OBJECT, Prompt, load_prompts
@@ -245,12 +243,6 @@ def weight_hashes(pipeline: LumierePipeline) -> dict[str, str]:
                 digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
             found[name] = digest.hexdigest()
     return found
-
-
-def installed_versions() -> dict[str, str]:
-    """The versions that can change a clip."""
-    libraries = {name: metadata.version(name) for name in ("torch", "diffusers", "transformers")}
-    return {"lumiere": __version__, "python": platform.python_version(), **libraries}
 
 
 def reader_hash() -> str:
