@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -126,7 +127,7 @@ def test_learning_rate_rises_stays_and_falls_to_zero() -> None:
     rates = [learning_rate(settings, step) for step in range(100)]
     assert rates[0] == pytest.approx(0.2) and rates[9] == rates[50] == 2.0
     assert rates[75] == pytest.approx(1.0) and rates[-1] == pytest.approx(2 / 50)
-    assert all(b >= a for a, b in zip(rates[:10], rates[1:11], strict=True))
+    assert all(b >= a for a, b in pairwise(rates[:11]))
 
 
 def test_a_batch_depends_on_its_step_and_seed_alone() -> None:
