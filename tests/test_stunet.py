@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._inductor.cpp_builder import get_cpp_compiler
+from torch._inductor.exc import InvalidCxxCompiler
 
 from lumiere.model import image_unet
 from lumiere.model.stunet import STUNet
@@ -249,6 +251,30 @@ def test_whole_network_is_one_graph_for_the_compiler() -> None:
         expected = stunet(clip, **inputs, encoder_attention_mask=mask).sample
         actual = compiled(clip, **inputs, encoder_attention_mask=mask).sample
     torch.testing.assert_close(actual, expected)
+
+
+def has_compiler() -> bool:
+    try:
+        get_cpp_compiler()
+    except (InvalidCxxCompiler, RuntimeError):
+        return False
+    return True
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_compiler(), reason="torch.compile needs a C++ compiler on a CPU")
+def test_compiled_repeated_blocks_compute_and_train_the_same() -> None:
+    gradients, predictions = [], []
+    for is_compiled in (False, True):
+        stunet = shake(inflated("embedded", 1, hears_time_and_text=True)).train()
+        if is_compiled:
+            stunet.compile_repeated_blocks()
+        predictions.append(stunet(noisy_clip(stunet, 4), **conditions(stunet, 2)).sample)
+        predictions[-1].square().mean().backward()
+        gradients.append([weight.grad for weight in stunet.temporal_parameters()])
+    torch.testing.assert_close(predictions[1], predictions[0], atol=1e-4, rtol=1e-4)
+    for plain, compiled in zip(*gradients, strict=True):
+        torch.testing.assert_close(compiled, plain, atol=1e-4, rtol=1e-3)
 
 
 def test_every_temporal_convolution_runs_as_a_two_dimensional_one() -> None:

@@ -170,6 +170,20 @@ def test_another_kind_of_network_is_refused() -> None:
         STUNet.from_image_unet(nn.Linear(1, 1))
 
 
+def test_a_network_is_inflated_only_once() -> None:
+    with pytest.raises(ValueError, match="already"):
+        STUNet.from_image_unet(trained())
+
+
+def test_folder_without_its_temporal_weights_is_refused(tmp_path: Path) -> None:
+    trained().save_pretrained(tmp_path)
+    weights = tmp_path / "diffusion_pytorch_model.safetensors"
+    kept = {name: weight for name, weight in load_file(weights).items() if not name.startswith("temporal.middle")}
+    save_file(kept, weights, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"temporal\.middle"):
+        STUNet.from_pretrained(tmp_path)
+
+
 def test_wrong_number_of_temporal_halvings_is_refused() -> None:
     with pytest.raises(ValueError, match=r"halve_time has 3 entries.*halves space 2 times"):
         STUNet.from_image_unet(stable_diffusion(), temporal=TemporalSettings(halve_time=(True, True, True)))

@@ -111,6 +111,8 @@ class STUNet(UNet2DConditionModel):
         The new layers take the image network's device and dtype. ``generator`` draws their start; None: torch's own.
         Raises ValueError that names the block when ``unet`` is of a family that cannot be read.
         """
+        if isinstance(unet, STUNet):
+            raise ValueError("this is a Space-Time U-Net already; from_image_unet needs its image network")
         image_unet.check_readable(unet)
         settings = temporal or TemporalSettings()
         config = {key: value for key, value in unet.config.items() if not key.startswith("_")}
@@ -133,7 +135,7 @@ class STUNet(UNet2DConditionModel):
     def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike[str], **options: Any) -> STUNet:
         """The network in a folder that ``save_pretrained`` wrote; ``options`` are diffusers' own.
 
-        Raises ValueError for a folder that holds an image network, and for weights that are NaN or infinite.
+        Raises ValueError for a folder that holds an image network, and for weights that are missing, NaN or infinite.
         """
         config = cls.load_config(pretrained_model_name_or_path, **_where(options))
         if "temporal_settings" not in config:
@@ -141,10 +143,15 @@ class STUNet(UNet2DConditionModel):
                 f"{pretrained_model_name_or_path} holds a {config.get('_class_name', 'network')}, not a Space-Time"
                 " U-Net (inflate it first: lumiere inflate, or STUNet.from_image_unet)"
             )
-        loaded = super().from_pretrained(pretrained_model_name_or_path, **options)
-        stunet = loaded[0] if isinstance(loaded, tuple) else loaded
+        wants_info = options.pop("output_loading_info", False)
+        stunet, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **options)
+        if info["missing_keys"]:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} has no weights for {min(info['missing_keys'])}"
+                f" ({len(info['missing_keys'])} are missing); the file is incomplete"
+            )
         motion.check_finite(stunet.named_parameters(), pretrained_model_name_or_path)
-        return loaded
+        return (stunet, info) if wants_info else stunet  # type: ignore[return-value]
 
     def save_motion(self, path: str | PathLike[str]) -> None:
         """Write the temporal weights alone, for the user's own copies of the image network (safetensors)."""
