@@ -20,6 +20,8 @@ SIZE = 32
 COLOURS_PER_ROW = 12
 COMMON_SHARE = 0.06
 OUT_OF_REACH = 10.0
+MAX_CAST = 0.12
+"""The most that all colours of a readable page may be off in one channel."""
 FAR = 0.30
 """A colour this far (Euclid, 0..1 RGB) from the palette is fully foreign; further counts no more."""
 NEAR = 0.10
@@ -71,15 +73,34 @@ def palette_distance(frames: Tensor, background: int, *, only_common: bool = Fal
     return torch.cdist(pixels, colours).amin(-1).unflatten(1, (len(frames), SIZE)).transpose(0, 1)
 
 
-def read_background(frames: Tensor) -> tuple[int, bool]:
-    """The index of the background that fits all frames together best, and whether it can be said to be readable."""
+def colour_cast(frames: Tensor, background: int) -> Tensor:
+    """By how much [3, 1, 1] all page colours are off: the median difference to the nearest colours of the palette.
+
+    A generated page may be a little lighter, or more saturated, than any drawn one and still be the same page.
+    """
+    colours, is_common = (table[background] for table in palettes())
+    colours = torch.where(is_common[..., None], colours, colours + OUT_OF_REACH)
+    pixels = frames.permute(2, 0, 3, 1).flatten(1, 2)
+    cast = torch.zeros(3)
+    for _ in range(3):
+        nearest = torch.cdist(pixels - cast, colours).argmin(-1)
+        there = colours.gather(1, nearest[..., None].expand(-1, -1, 3))
+        cast = (pixels - there).flatten(0, 1).median(0).values.clamp(-MAX_CAST, MAX_CAST)
+    return cast.view(3, 1, 1)
+
+
+def read_background(frames: Tensor) -> tuple[int, Tensor, bool]:
+    """The background that fits all frames together best, its colour cast, and whether it can be called readable."""
     frames = blur(frames, 0.7)
-    every = range(len(BACKGROUNDS))
-    distances = torch.stack([palette_distance(frames, index, only_common=True) for index in every])
+    casts = [colour_cast(frames, index) for index in range(len(BACKGROUNDS))]
+    distances = torch.stack(
+        [palette_distance(frames - cast, index, only_common=True) for index, cast in enumerate(casts)]
+    )
     cost = distances.clamp(max=FAR).mean(dim=(1, 2, 3))
     best, second = cost.topk(2, largest=False).indices.tolist()
     near_share = float((distances[best] < NEAR).float().mean())
-    return best, near_share >= MIN_NEAR_SHARE and float(cost[best] / cost[second]) <= MIN_ADVANTAGE
+    is_readable = near_share >= MIN_NEAR_SHARE and float(cost[best] / cost[second]) <= MIN_ADVANTAGE
+    return best, casts[best], is_readable
 
 
 def behind(frames: Tensor, background: int) -> tuple[Tensor, Tensor]:

@@ -49,7 +49,9 @@ MAX_LEFT_IN_FRAME = 0.45
 """Most that the object may leave in one frame to count as found there."""
 MAX_LEFT = 0.14
 """Most of the difference to the empty page that a readable object may leave unexplained."""
-MIN_LEAD = 0.26
+MAX_LEFT_OF_ANYTHING = 0.6
+"""Where even the best object leaves more than this there is no actor, and no colour of one."""
+MIN_LEAD = 0.22
 """The second best object leaves more than the best one by at least this share of what it leaves itself."""
 SLIGHT = 0.03
 """A share this small is left by noise; it is added before shares are compared."""
@@ -100,7 +102,8 @@ def canonical(pictures: Tensor) -> Tensor:
 def _read_some_stills(frames: Tensor) -> list[Reading]:
     names, colours, sights = [], [], []
     for frame in frames.split(1):
-        background, is_known = read_background(frame)
+        background, cast, is_known = read_background(frame)
+        frame = frame - cast
         page, foreign = behind(frame, background)
         colour, fill, is_clear = read_colour(frame, page, foreign)
         names.append(BACKGROUNDS[background] if is_known else UNREADABLE)
@@ -113,8 +116,8 @@ def _read_some_stills(frames: Tensor) -> list[Reading]:
 
 
 def _still_actor(colour: str, left: Tensor) -> ActorReading:
-    if colour == UNREADABLE:
-        return ActorReading()
+    if colour == UNREADABLE or float(left.min()) > MAX_LEFT_OF_ANYTHING:
+        return ActorReading(left=float(left.min()))
     return ActorReading(choose_object(left), colour, left=float(left.min()))
 
 
@@ -144,7 +147,8 @@ def _read_page(clip: Tensor) -> tuple[Tensor, Tensor, Tensor, str]:
     if clip.ndim != 4 or clip.shape[0] != 3:
         raise ValueError(f"a clip to read has shape [3, T, H, W]; got {list(clip.shape)}")
     frames = canonical(clip.transpose(0, 1))
-    background, is_known = read_background(_some(frames, FRAMES_FOR_BACKGROUND))
+    background, cast, is_known = read_background(_some(frames, FRAMES_FOR_BACKGROUND))
+    frames = frames - cast
     page, foreign = behind(frames, background)
     return frames, page, foreign, BACKGROUNDS[background] if is_known else UNREADABLE
 
@@ -197,6 +201,8 @@ def _read_actor(
     chosen = sight[rows]
     fits = fit_objects(chosen)
     left = torch.stack([one.residual.sum() for one in fits]) / difference(chosen).sum().clamp(min=1e-6)
+    if float(left.min()) > MAX_LEFT_OF_ANYTHING:
+        return ActorReading(left=float(left.min()))
     track = track_object(int(left.argmin()), sight)
     measured = read_motion(track, is_pair=is_pair)
     return ActorReading(
