@@ -49,6 +49,8 @@ MAX_LEFT_IN_FRAME = 0.45
 """Most that the object may leave in one frame to count as found there."""
 MAX_LEFT = 0.14
 """Most of the difference to the empty page that a readable object may leave unexplained."""
+MAX_BEHIND, MIN_KEPT = 0.05, 0.75
+"""The object of a clip is in this share of its frames at most so far behind the best of the frame."""
 MAX_LEFT_OF_ANYTHING = 0.6
 """Where even the best object leaves more than this there is no actor, and no colour of one."""
 MIN_LEAD = 0.22
@@ -199,14 +201,14 @@ def _read_actor(
     sight = _sight(frames, page, fill, weight)
     rows = _telling_frames(sight)
     chosen = sight[rows]
-    fits = fit_objects(chosen)
-    left = torch.stack([one.residual.sum() for one in fits]) / difference(chosen).sum().clamp(min=1e-6)
+    residual = torch.stack([one.residual for one in fit_objects(chosen)])
+    left = residual.sum(1) / difference(chosen).sum().clamp(min=1e-6)
     if float(left.min()) > MAX_LEFT_OF_ANYTHING:
         return ActorReading(left=float(left.min()))
     track = track_object(int(left.argmin()), sight)
     measured = read_motion(track, is_pair=is_pair)
     return ActorReading(
-        object=choose_object(left),
+        object=choose_object(left) if _is_one_object(residual, chosen) else UNREADABLE,
         colour=COLOUR_NAMES[colour],
         motion=measured.motion or UNREADABLE,
         speed=measured.speed or UNREADABLE,
@@ -214,6 +216,13 @@ def _read_actor(
         track=track,
         measured=measured,
     )
+
+
+def _is_one_object(residual: Tensor, sight: Sight) -> bool:
+    """Whether the object that explains all frames best, by residuals [8, N], is also near the best in most of them."""
+    left = residual / difference(sight).clamp(min=1e-6)
+    is_near_best = left[residual.sum(1).argmin()] <= left.amin(0) + MAX_BEHIND
+    return float(is_near_best.float().mean()) >= MIN_KEPT
 
 
 def _telling_frames(sight: Sight) -> Tensor:
