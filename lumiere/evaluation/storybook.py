@@ -47,7 +47,7 @@ GOOD_LEFT_IN_FRAME = 0.02
 """A frame of which the object leaves more is tried again from its neighbours' poses."""
 MAX_LEFT_IN_FRAME = 0.45
 """Most that the object may leave in one frame to count as found there."""
-MAX_LEFT = 0.14
+MAX_LEFT = 0.18
 """Most of the difference to the empty page that a readable object may leave unexplained."""
 MAX_BEHIND, MIN_KEPT = 0.05, 0.75
 """The object of a clip is in this share of its frames at most so far behind the best of the frame."""
