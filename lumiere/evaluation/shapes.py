@@ -27,6 +27,8 @@ SOFTEN_PX = 0.7
 """Frames are blurred by this before they are fitted, so that a soft picture is not held against its shape."""
 RAMP = 2.4 * 2 / SIZE
 """How wide the drawn edges are made so that they look as soft as the blurred frames."""
+GRAIN = 0.03
+"""Squared RGB difference of one pixel that flaws of a frame make."""
 PATCH = 20
 """Side of the patch in which coloured areas are compared after being brought to one place and size."""
 PATCH_REACH = 2.2
@@ -71,6 +73,18 @@ def soften(frames: Tensor) -> Tensor:
 def difference(sight: Sight) -> Tensor:
     """How much [N] of each frame an empty page leaves unexplained."""
     return (sight.weight * (sight.frames - sight.behind).square().sum(1)).sum((1, 2))
+
+
+def shares_left(fits: list[Fit], sight: Sight) -> tuple[Tensor, Tensor]:
+    """What each fit leaves [K, N], and of how much [N]: the difference to the page, and the grain of a frame.
+
+    Grain counts because pale objects differ little from their page, while its flaws are as large as elsewhere.
+    """
+    residual = torch.stack([one.residual for one in fits])
+    best = residual.argmin(0)
+    radius = torch.stack([one.pose[:, 2] for one in fits])[best, torch.arange(len(best))].exp()
+    area_px = 2 * (radius * SIZE / 2).square()
+    return residual, difference(sight) + GRAIN * area_px
 
 
 # Drawing an object's parts.
@@ -163,7 +177,10 @@ def fill_area(sight: Sight) -> Tensor:
 
 
 def guess(area: Tensor, kinds: tuple[int, ...] = tuple(range(len(OBJECTS)))) -> Tensor:
-    """Two first poses [N, kinds, 2, 4] for each object: the two best angles that are not neighbours."""
+    """Three first poses [N, kinds, 3, 4] for each object: the best angle, the best that is no neighbour, and upright.
+
+    Most objects stand upright, and a drawing that is not quite its object should still be tried so.
+    """
     templates = bank()
     middle, reach = _moments(area)
     likeness = _patches(area, middle, reach) @ templates.patches.T
@@ -177,7 +194,8 @@ def guess(area: Tensor, kinds: tuple[int, ...] = tuple(range(len(OBJECTS)))) -> 
         order = SYMMETRY.get(OBJECTS[kind], 1)
         apart = 1 - torch.cos(order * (turn - turn[first][:, None]))
         second = (score - 10 * (apart < 0.25).float()).argmax(1)
-        picks = torch.stack([rows[first], rows[second]], dim=1)
+        upright = (score - 10 * turn.abs()).argmax(1)
+        picks = torch.stack([rows[first], rows[second], rows[upright]], dim=1)
         zoom = (reach[:, None] / templates.reach[picks]).clamp(0.2, 5)
         pose = templates.pose[picks].clone()
         pose[..., :2] = middle[:, None] - zoom[..., None] * templates.middle[picks]

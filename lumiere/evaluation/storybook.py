@@ -23,13 +23,13 @@ from lumiere.evaluation.shapes import (
     Fit,
     Sight,
     better,
-    difference,
     fill_area,
     fit,
     fit_guesses,
     fit_objects,
     guess,
     join,
+    shares_left,
     soften,
 )
 
@@ -53,7 +53,7 @@ MAX_BEHIND, MIN_KEPT = 0.05, 0.75
 """The object of a clip is in this share of its frames at most so far behind the best of the frame."""
 MAX_LEFT_OF_ANYTHING = 0.6
 """Where even the best object leaves more than this there is no actor, and no colour of one."""
-MIN_LEAD = 0.22
+MIN_LEAD = 0.15
 """The second best object leaves more than the best one by at least this share of what it leaves itself."""
 SLIGHT = 0.03
 """A share this small is left by noise; it is added before shares are compared."""
@@ -112,8 +112,8 @@ def _read_some_stills(frames: Tensor) -> list[Reading]:
         colours.append(COLOUR_NAMES[colour] if is_clear else UNREADABLE)
         sights.append(_sight(frame, page, fill, torch.ones_like(foreign)))
     sight = join(sights)
-    left = torch.stack([one.residual for one in fit_objects(sight)], dim=1) / difference(sight)[:, None]
-    actors = [_still_actor(colour, row) for colour, row in zip(colours, left, strict=True)]
+    residual, total = shares_left(fit_objects(sight), sight)
+    actors = [_still_actor(colour, row) for colour, row in zip(colours, (residual / total).T, strict=True)]
     return [Reading(name, (actor,)) for name, actor in zip(names, actors, strict=True)]
 
 
@@ -201,14 +201,14 @@ def _read_actor(
     sight = _sight(frames, page, fill, weight)
     rows = _telling_frames(sight)
     chosen = sight[rows]
-    residual = torch.stack([one.residual for one in fit_objects(chosen)])
-    left = residual.sum(1) / difference(chosen).sum().clamp(min=1e-6)
+    residual, total = shares_left(fit_objects(chosen), chosen)
+    left = residual.sum(1) / total.sum()
     if float(left.min()) > MAX_LEFT_OF_ANYTHING:
         return ActorReading(left=float(left.min()))
     track = track_object(int(left.argmin()), sight)
     measured = read_motion(track, is_pair=is_pair)
     return ActorReading(
-        object=choose_object(left) if _is_one_object(residual, chosen) else UNREADABLE,
+        object=choose_object(left) if _is_one_object(residual / total) else UNREADABLE,
         colour=COLOUR_NAMES[colour],
         motion=measured.motion or UNREADABLE,
         speed=measured.speed or UNREADABLE,
@@ -218,10 +218,9 @@ def _read_actor(
     )
 
 
-def _is_one_object(residual: Tensor, sight: Sight) -> bool:
-    """Whether the object that explains all frames best, by residuals [8, N], is also near the best in most of them."""
-    left = residual / difference(sight).clamp(min=1e-6)
-    is_near_best = left[residual.sum(1).argmin()] <= left.amin(0) + MAX_BEHIND
+def _is_one_object(left: Tensor) -> bool:
+    """Whether one object is the best or near the best, by the shares [8, N] that they leave, in most frames."""
+    is_near_best = left[left.sum(1).argmin()] <= left.amin(0) + MAX_BEHIND
     return float(is_near_best.float().mean()) >= MIN_KEPT
 
 
@@ -236,8 +235,8 @@ def _telling_frames(sight: Sight) -> Tensor:
 def track_object(kind: int, sight: Sight) -> Track:
     """The object's pose in every frame, from a search in each and then from its neighbours' poses."""
     name = OBJECTS[kind]
-    total = difference(sight).clamp(min=1e-6)
-    found = fit_guesses(name, guess(fill_area(sight), (kind,))[:, 0], sight, num_steps=4)
+    found = fit_guesses(name, guess(fill_area(sight), (kind,))[:, 0, :2], sight, num_steps=4)
+    total = shares_left([found], sight)[1]
     for shift in (1, -1):
         rows = (found.residual > GOOD_LEFT_IN_FRAME * total).nonzero()[:, 0]
         if len(rows):
