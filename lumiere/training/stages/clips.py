@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 from torch import Tensor, nn
 
@@ -53,9 +52,6 @@ class ClipStage:
         if loop.bf16_weights:
             pipeline.unet.to(torch.bfloat16)
         self.unet, self.codec = pipeline.unet, pipeline.codec
-        if self.device.type == "cpu":
-            # Plain attention beats the fused kernel at a few hundred keys.
-            self.unet.set_attn_processor(AttnProcessor())
         self.text = text_encoder_for(pipeline.tokenizer, pipeline.text_encoder)
         self.objective = Objective.from_scheduler(pipeline.scheduler)
         self.network: nn.Module = torch.compile(self.unet) if loop.compile else self.unet  # type: ignore[assignment]
