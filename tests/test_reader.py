@@ -239,7 +239,7 @@ def test_a_shape_that_is_no_object_is_unreadable() -> None:
         stills.append(page + cover * (red - page))
     readings = read_stills(torch.stack(stills))
     assert sum(reading.actors[0].colour == "red" for reading in readings) >= 23
-    assert sum(reading.actors[0].object == UNREADABLE for reading in readings) >= 18
+    assert sum(reading.actors[0].object == UNREADABLE for reading in readings) >= 20
 
 
 def test_an_object_that_turns_into_another_is_neither() -> None:

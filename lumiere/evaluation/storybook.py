@@ -53,7 +53,7 @@ MAX_BEHIND, MIN_KEPT = 0.05, 0.75
 """The object of a clip is in this share of its frames at most so far behind the best of the frame."""
 MAX_LEFT_OF_ANYTHING = 0.6
 """Where even the best object leaves more than this there is no actor, and no colour of one."""
-MIN_LEAD = 0.15
+MIN_LEAD = 0.20
 """The second best object leaves more than the best one by at least this share of what it leaves itself."""
 SLIGHT = 0.03
 """A share this small is left by noise; it is added before shares are compared."""
