@@ -6,8 +6,8 @@ SEED ?= 0
 OUT ?= outputs
 # The shell reads it from the environment, so that a prompt may hold quotes.
 export PROMPT
-# For a Linux machine without an NVIDIA card, TORCH_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
-# saves a download of gigabytes.
+# More arguments of the one "pip install torch": --index-url with PyTorch's own index of CPU builds saves a Linux machine
+# without an NVIDIA card a download of gigabytes.
 TORCH_ARGS ?=
 
 PY := $(VENV)/bin/python

@@ -160,7 +160,7 @@ def main(options: Options) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = STUNet.from_pretrained(options.network, torch_dtype=torch.bfloat16).to(device)
+    network = STUNet.from_pretrained(options.network, dtype=torch.bfloat16).to(device)
     matmul = matmul_gflop_per_s(device, options.repeats)
     ours = measure(network, options, name="bf16, channels-last", matmul=matmul)
     slow = measure(naive(network), options, name="naive", matmul=matmul)

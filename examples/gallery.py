@@ -31,7 +31,7 @@ SCALE = 4
 def main() -> None:
     """Write the clips and the sheet: a row for each clip, every fifth frame."""
     placement = choose_placement()
-    pipeline = LumierePipeline.from_pretrained(torch_dtype=placement.dtype).to(placement.device)
+    pipeline = LumierePipeline.from_pretrained(dtype=placement.dtype).to(placement.device)
     docs = Path(__file__).parents[1] / "docs"
     (docs / "gallery").mkdir(parents=True, exist_ok=True)
     rows = []

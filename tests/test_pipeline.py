@@ -257,7 +257,7 @@ def test_settings_of_the_sampler_travel_with_the_weights(tmp_path: Path) -> None
 
 def test_parts_can_be_replaced_as_with_any_diffusers_pipeline(folder: Path) -> None:
     scheduler = EulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")
-    pipeline = LumierePipeline.from_pretrained(folder, scheduler=scheduler, torch_dtype=torch.bfloat16)
+    pipeline = LumierePipeline.from_pretrained(folder, scheduler=scheduler, dtype=torch.bfloat16)
     pipeline.set_progress_bar_config(disable=True)
     assert pipeline.scheduler is scheduler
     assert pipeline.unet.dtype == torch.bfloat16

@@ -48,7 +48,7 @@ def predict(stunet: STUNet) -> torch.Tensor:
 def test_save_and_load_round_trips_bit_for_bit(tmp_path: Path, dtype: torch.dtype) -> None:
     stunet = trained().to(dtype)
     stunet.save_pretrained(tmp_path)
-    loaded = STUNet.from_pretrained(tmp_path, torch_dtype=dtype)
+    loaded = STUNet.from_pretrained(tmp_path, dtype=dtype)
     ours, theirs = stunet.state_dict(), loaded.state_dict()
     assert list(ours) == list(theirs)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)

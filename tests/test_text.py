@@ -215,6 +215,7 @@ def test_unknown_words_are_named_once_with_the_nearest() -> None:
         "the model has never seen the word 'stars'; the nearest that it knows: star",
         "the model has never seen the word 'xylophone'; it knows no word like it",
     ]
+    assert unknown_words(tokenizer, ["a red шар, café"]) == ["шар", "café"]
 
 
 def test_the_end_that_is_not_read_is_quoted(sentencepiece_t5: T5Text, tmp_path: Path) -> None:
@@ -222,6 +223,8 @@ def test_the_end_that_is_not_read_is_quoted(sentencepiece_t5: T5Text, tmp_path: 
     assert text_notes(tokenizer, ["a red ball spinning", ""]) == []
     (note,) = text_notes(tokenizer, ["a red ball spinning blue star"])
     assert note == "the model reads 4 words or pieces of a prompt; this end is not read: 'blue star'"
+    *_, note = text_notes(tokenizer, ["a red ball spinning zebra"])
+    assert note.endswith("this end is not read: 'zebra'")
     (note,) = text_notes(sentencepiece_t5.tokenizer, ["a red ball " * 9])
     assert note.endswith("ball'")
     (note,) = text_notes(clip_tokenizer(tmp_path), ["red " * 11])

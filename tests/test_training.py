@@ -158,6 +158,8 @@ def test_training_goes_on_from_a_pipeline(tmp_path: Path, image_network: Path) -
     with pytest.raises(ValueError, match="another image network"):
         train("text_to_image_smoke", ["--start_from", str(base), "--network.text_width", "64", "--out", str(tmp_path)])
     more = ["--start_from", str(base), "--image", "null", "--out", str(tmp_path / "more"), "--loop.num_steps", "1"]
-    after = load_file(train("text_to_video_smoke", more) / "unet" / "diffusion_pytorch_model.safetensors")
+    longer = train("text_to_video_smoke", [*more, "--data.num_frames", "12"])
+    assert json.loads((longer / "model_index.json").read_text())["num_frames"] == 12
+    after = load_file(longer / "unet" / "diffusion_pytorch_model.safetensors")
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved and all(name.startswith("temporal.") for name in moved)

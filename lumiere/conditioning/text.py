@@ -108,7 +108,7 @@ def word_tokenizer(words: Sequence[str], *, max_length: int) -> PreTrainedTokeni
     vocabulary = {token: index for index, token in enumerate([PAD, END, UNKNOWN, *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[a-z0-9']+"), behavior="removed", invert=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\p{L}\p{M}\p{N}']+"), behavior="removed", invert=True)
     tokenizer.post_processor = processors.TemplateProcessing(single=f"$A {END}", special_tokens=[(END, 1)])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -164,8 +164,11 @@ def text_notes(tokenizer: Any, prompts: Sequence[str]) -> list[str]:
     for prompt in dict.fromkeys(prompts):
         ids = tokenizer(prompt, verbose=False).input_ids
         if len(ids) > limit:
-            cut = tokenizer.decode(ids[limit - 1 :], skip_special_tokens=True).strip()
-            notes.append(f"the model reads {num_read} words or pieces of a prompt; this end is not read: {cut!r}")
+            cut = tokenizer.decode(ids[limit - 1 :], skip_special_tokens=True)
+            if tokenizer.is_fast:  # The prompt's own words, also those that are never seen.
+                starts = tokenizer(prompt, verbose=False, return_offsets_mapping=True).offset_mapping
+                cut = prompt[starts[limit - 1][0] :]
+            notes.append(f"the model reads {num_read} words or pieces of a prompt; this end is not read: {cut.strip()!r}")
     return notes
 
 

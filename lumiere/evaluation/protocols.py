@@ -164,7 +164,7 @@ def _loaded(model: Model) -> LumierePipeline:
 
 def _placed(folder: str | Path) -> LumierePipeline:
     placement = choose_placement()
-    return LumierePipeline.from_pretrained(folder, torch_dtype=placement.dtype).to(placement.device)
+    return LumierePipeline.from_pretrained(folder, dtype=placement.dtype).to(placement.device)
 
 
 def _loss_measure(pipeline: LumierePipeline) -> Callable[[Tensor, str, int, Tensor], float]:

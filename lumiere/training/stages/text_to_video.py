@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -54,6 +54,7 @@ class TextToVideo(ClipStage):
         torch.manual_seed(settings.loop.seed)
         if settings.start_from is not None:
             pipeline = LumierePipeline.from_pretrained(settings.start_from)
+            pipeline.register_to_config(**_defaults(settings))
             pipeline.unet.freeze_image()
             freeze(pipeline.text_encoder)
         else:
@@ -84,7 +85,14 @@ def _inflated(image: Path, settings: TextToVideoSettings) -> LumierePipeline:
         text_encoder=text_encoder,
         tokenizer=AutoTokenizer.from_pretrained(image / "tokenizer"),
         pixel_block_size=settings.pixel_block_size,
-        num_frames=settings.data.num_frames,
-        default_steps=settings.default_steps,
-        default_guidance_scale=settings.default_guidance_scale,
+        **_defaults(settings),
     )
+
+
+def _defaults(settings: TextToVideoSettings) -> dict[str, Any]:
+    """What the pipeline makes when it is not told otherwise."""
+    return {
+        "num_frames": settings.data.num_frames,
+        "default_steps": settings.default_steps,
+        "default_guidance_scale": settings.default_guidance_scale,
+    }
