@@ -168,7 +168,9 @@ def text_notes(tokenizer: Any, prompts: Sequence[str]) -> list[str]:
             if tokenizer.is_fast:  # The prompt's own words, also those that are never seen.
                 starts = tokenizer(prompt, verbose=False, return_offsets_mapping=True).offset_mapping
                 cut = prompt[starts[limit - 1][0] :]
-            notes.append(f"the model reads {num_read} words or pieces of a prompt; this end is not read: {cut.strip()!r}")
+            notes.append(
+                f"the model reads {num_read} words or pieces of a prompt; this end is not read: {cut.strip()!r}"
+            )
     return notes
 
 

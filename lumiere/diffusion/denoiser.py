@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -9,6 +10,19 @@ from torch import Tensor
 
 from lumiere.conditioning.text import TextStates
 from lumiere.diffusion.objective import Objective
+
+Window = tuple[slice, slice, slice]
+"""A part of a clip: frames, rows, columns."""
+WHOLE: Window = (slice(None), slice(None), slice(None))
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What a network is told beside the noisy clips: clips [B, c, T, H, W] that are joined to them as more channels,
+    and class labels [B] or [B, D] (a super-resolution network's level of noise on its low-resolution clip)."""
+
+    clips: Tensor | None = None
+    labels: Tensor | None = None
 
 
 class Denoiser(Protocol):
@@ -22,19 +36,21 @@ class Conditioned:
     """A Denoiser: a network that is told each clip's text, in diffusers' calling convention.
 
     The network runs in the text states' dtype and answers in fp32. Of twice the channels (prediction and learned
-    variance, as DeepFloyd IF) the prediction is kept.
+    variance, as DeepFloyd IF) the prediction is kept. ``where`` says which part of ``beside`` belongs to the clip.
     """
 
-    def __init__(self, network: Any, text: TextStates) -> None:
-        self.network, self.text = network, text
+    def __init__(self, network: Any, text: TextStates, beside: Beside | None = None) -> None:
+        self.network, self.text, self.beside = network, text, beside or Beside()
 
-    def __call__(self, noisy: Tensor, timestep: Tensor) -> Tensor:
+    def __call__(self, noisy: Tensor, timestep: Tensor, where: Window = WHOLE) -> Tensor:
         """The prediction [B, C, T, H, W] for noisy clips of that shape."""
         states, mask = self.text.states, self.text.mask
         assert len(states) == len(noisy), (states.shape, noisy.shape)
-        answer = self.network(noisy.to(states.dtype), timestep, states, encoder_attention_mask=mask, return_dict=False)[
-            0
-        ]
+        seen = noisy.to(states.dtype)
+        if self.beside.clips is not None:
+            seen = torch.cat([seen, self.beside.clips[(..., *where)].to(seen)], dim=1)
+        told = {} if self.beside.labels is None else {"class_labels": self.beside.labels}
+        answer = self.network(seen, timestep, states, encoder_attention_mask=mask, return_dict=False, **told)[0]
         return answer[:, : noisy.shape[1]].float()
 
 
@@ -57,28 +73,29 @@ class Guided:
         timesteps: tuple[float, float] = (0, float("inf")),
         rescale: float = 0.0,
         is_batched: bool = False,
+        beside: Beside | None = None,
     ) -> None:
-        self.conditional = Conditioned(network, prompt)
-        self.unconditional = Conditioned(network, negative)
-        self.both = Conditioned(network, _joined(negative, prompt)) if is_batched else None
+        self.conditional = Conditioned(network, prompt, beside)
+        self.unconditional = Conditioned(network, negative, beside)
+        self.both = Conditioned(network, _joined(negative, prompt), _twice(beside)) if is_batched else None
         self.scale, self.timesteps, self.rescale = scale, timesteps, rescale
 
-    def __call__(self, noisy: Tensor, timestep: Tensor) -> Tensor:
+    def __call__(self, noisy: Tensor, timestep: Tensor, where: Window = WHOLE) -> Tensor:
         """The guided prediction [B, C, T, H, W]."""
         first, last = self.timesteps
         is_inside = (timestep >= first) & (timestep <= last)
         if self.scale == 1 or not bool(is_inside.any()):
-            return self.conditional(noisy, timestep)
-        without, told = self._both_passes(noisy, timestep)
+            return self.conditional(noisy, timestep, where)
+        without, told = self._both_passes(noisy, timestep, where)
         guided = without + self.scale * (told - without)
         if self.rescale:
             guided = _with_contrast_of(told, guided, self.rescale)
         return torch.where(is_inside.view(-1, 1, 1, 1, 1), guided, told)
 
-    def _both_passes(self, noisy: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor]:
+    def _both_passes(self, noisy: Tensor, timestep: Tensor, where: Window) -> tuple[Tensor, Tensor]:
         if self.both is None:
-            return self.unconditional(noisy, timestep), self.conditional(noisy, timestep)
-        without, told = self.both(noisy.repeat(2, 1, 1, 1, 1), timestep.repeat(2)).chunk(2)
+            return self.unconditional(noisy, timestep, where), self.conditional(noisy, timestep, where)
+        without, told = self.both(noisy.repeat(2, 1, 1, 1, 1), timestep.repeat(2), where).chunk(2)
         return without, told
 
 
@@ -96,6 +113,13 @@ class Clipped:
         prediction = self.denoiser(noisy, timestep)
         clean = self.objective.clean_from(prediction, noisy, timestep)
         return self.objective.moved(prediction, timestep, by=clean.clamp(-self.limit, self.limit) - clean)
+
+
+def _twice(beside: Beside | None) -> Beside | None:
+    """The same for two passes in one batch."""
+    if beside is None:
+        return None
+    return Beside(*(None if part is None else torch.cat([part, part]) for part in (beside.clips, beside.labels)))
 
 
 def _joined(first: TextStates, second: TextStates) -> TextStates:
