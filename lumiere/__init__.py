@@ -8,14 +8,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lumiere.model.stunet import STUNet
     from lumiere.pipeline import LumierePipeline
+    from lumiere.super_resolution import SuperResolution, SuperResolutionStage
 
 __version__ = "0.1.0"
-__all__ = ["LumierePipeline", "STUNet", "__version__"]
+__all__ = ["LumierePipeline", "STUNet", "SuperResolution", "SuperResolutionStage", "__version__"]
 
 # Imported at the first use: torch and diffusers take seconds, and `lumiere --help` needs neither.
 _HOMES = {
     "STUNet": "lumiere.model.stunet",
     "LumierePipeline": "lumiere.pipeline",
+    "SuperResolution": "lumiere.super_resolution",
+    "SuperResolutionStage": "lumiere.super_resolution",
     # Not ours, and not public: diffusers asks the library of a component for it to learn how the component is loaded.
     "ModelMixin": "diffusers",
 }

@@ -1,8 +1,31 @@
-"""Pixels <-> what the network sees. Here: pixels themselves, or blocks of them moved into channels."""
+"""Pixels <-> what the network sees: pixels themselves, blocks of them moved into channels, or a VAE's latents."""
 
 from __future__ import annotations
 
+from typing import Any, Protocol
+
+import torch
 from torch import Tensor
+
+from lumiere.video import fold_time, unfold_time
+
+
+class Codec(Protocol):
+    """Clips of pixels [B, 3, T, H, W] in -1..1 to clips in the network's space and back."""
+
+    @property
+    def channels(self) -> int:
+        """Channels of an encoded clip."""
+
+    @property
+    def spatial_factor(self) -> int:
+        """How many pixels wide one position of the network's grid is."""
+
+    def encode(self, clip: Tensor) -> Tensor:
+        """[B, channels, T, H/factor, W/factor] of a clip."""
+
+    def decode(self, encoded: Tensor) -> Tensor:
+        """The clip of an encoded one."""
 
 
 class PixelBlocks:
@@ -49,3 +72,45 @@ class PixelBlocks:
         clip = encoded.reshape(batch, channels // size**2, size, size, frames, height, width)
         clip = clip.permute(0, 1, 4, 5, 2, 6, 3)
         return clip.reshape(batch, channels // size**2, frames, height * size, width * size)
+
+
+class Latents:
+    """The latents of a diffusers ``AutoencoderKL``, frame by frame: ``chunk`` frames at once, so memory stays flat."""
+
+    def __init__(self, vae: Any, *, chunk: int = 1) -> None:
+        self.vae, self.chunk = vae, chunk
+
+    @property
+    def channels(self) -> int:
+        """Channels of an encoded clip."""
+        return int(self.vae.config.latent_channels)
+
+    @property
+    def spatial_factor(self) -> int:
+        """How many pixels wide one position of the network's grid is."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @torch.no_grad()
+    def encode(self, clip: Tensor) -> Tensor:
+        """The most likely latents [B, C, T, H/factor, W/factor] of a clip [B, 3, T, H, W], in the network's scale."""
+        shift, scale = self._shift_and_scale()
+        parts = [
+            self.vae.encode(frames.to(self.vae.device, self.vae.dtype)).latent_dist.mode().to(clip)
+            for frames in fold_time(clip).split(self.chunk)
+        ]
+        return unfold_time((torch.cat(parts) - shift) * scale, clip.shape[2])
+
+    @torch.no_grad()
+    def decode(self, encoded: Tensor) -> Tensor:
+        """The clip [B, 3, T, H, W] of latents."""
+        shift, scale = self._shift_and_scale()
+        frames = fold_time(encoded) / scale + shift
+        parts = [
+            self.vae.decode(part.to(self.vae.device, self.vae.dtype)).sample.to(encoded)
+            for part in frames.split(self.chunk)
+        ]
+        return unfold_time(torch.cat(parts), encoded.shape[2])
+
+    def _shift_and_scale(self) -> tuple[float, float]:
+        config = self.vae.config
+        return float(config.get("shift_factor") or 0.0), float(config.scaling_factor)

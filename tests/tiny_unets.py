@@ -61,15 +61,15 @@ def stable_diffusion_xl(halvings: int = 2) -> UNet2DConditionModel:
     )
 
 
-def upscaler(halvings: int = 2) -> UNet2DConditionModel:
-    """The x4 upscaler: 7 input channels, the noise level of its picture as a class."""
+def upscaler(halvings: int = 2, *, width: int = 12) -> UNet2DConditionModel:
+    """The x4 upscaler: 7 input channels, the noise level of its picture as a class, text states of ``width``."""
     return _build(
         halvings,
         down=["DownBlock2D"] + ["CrossAttnDownBlock2D"] * halvings,
         up=["CrossAttnUpBlock2D"] * halvings + ["UpBlock2D"],
         in_channels=7,
         out_channels=4,
-        cross_attention_dim=12,
+        cross_attention_dim=width,
         attention_head_dim=2,
         use_linear_projection=True,
         num_class_embeds=10,
@@ -121,6 +121,22 @@ def embedded(halvings: int = 2) -> UNet2DConditionModel:
         layers_per_block=1,
         addition_embed_type="text",
         addition_embed_type_num_heads=4,
+        resnet_time_scale_shift="scale_shift",
+    )
+
+
+def video_upscaler(halvings: int = 2) -> UNet2DConditionModel:
+    """The shape of the embedded super-resolution stage: the small clip's 2x2 blocks beside the large one's."""
+    return _build(
+        halvings,
+        down=["DownBlock2D"] * halvings + ["CrossAttnDownBlock2D"],
+        up=["CrossAttnUpBlock2D"] + ["UpBlock2D"] * halvings,
+        in_channels=24,
+        out_channels=12,
+        cross_attention_dim=12,
+        attention_head_dim=4,
+        layers_per_block=1,
+        class_embed_type="timestep",
         resnet_time_scale_shift="scale_shift",
     )
 

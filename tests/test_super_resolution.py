@@ -1,0 +1,233 @@
+"""Super-resolution stages: ours and published folders against diffusers' own pipelines, windows, refusals, files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DDPMScheduler,
+    IFSuperResolutionPipeline,
+    StableDiffusionUpscalePipeline,
+)
+from torch import Tensor
+
+import lumiere.super_resolution as super_resolution
+from lumiere import SuperResolution, SuperResolutionStage
+from lumiere.conditioning.text import TextStates
+from lumiere.model.stunet import STUNet
+from lumiere.model.temporal import TemporalSettings
+from lumiere.super_resolution import augmented, low_res_schedule
+from tests.test_text import clip_text, clip_tokenizer
+from tests.tiny_unets import deepfloyd_2, upscaler, video_upscaler
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def clips(batch: int = 1, frames: int = 8, size: int = 8) -> Tensor:
+    return noise(batch, 3, frames, size, size, seed=5).clamp(-1, 1)
+
+
+def seeds(*values: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(value) for value in values]
+
+
+def states(batch: int = 1, width: int = 12) -> tuple[TextStates, TextStates]:
+    return TextStates(noise(1, 5, width, seed=1).expand(batch, -1, -1)), TextStates(torch.zeros(batch, 5, width))
+
+
+def stage(**settings: Any) -> SuperResolutionStage:
+    """A stage of the embedded kind: 2x2 pixel blocks, time halved once, every layer has something to say."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        temporal = TemporalSettings(halve_time=(True, False), hears_time_and_text=True)
+        unet = STUNet.from_image_unet(video_upscaler(), temporal=temporal)
+        for weight in unet.temporal_parameters():
+            torch.nn.init.normal_(weight, std=0.05)
+    scheduler = DDIMScheduler(
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+    )
+    defaults = {"scale": 2, "pixel_block_size": 2, "default_steps": 2, "window_frames": 4, "window_frames_overlap": 2}
+    made = SuperResolutionStage(unet.eval(), scheduler, low_res_schedule(), **{**defaults, **settings})
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def test_a_clip_gets_larger_and_its_seed_decides() -> None:
+    upscale = stage()
+    once = upscale(clips(), states=states(), generator=seeds(1))
+    assert once.shape == (1, 3, 8, 16, 16) and bool(torch.isfinite(once).all())
+    assert torch.equal(once, upscale(clips(), states=states(), generator=seeds(1)))
+    assert not torch.equal(once, upscale(clips(), states=states(), generator=seeds(2)))
+    both = upscale(clips(2), states=states(2), generator=seeds(3, 1))
+    alone = upscale(clips(2)[1:], states=states(), generator=seeds(1))
+    assert torch.allclose(both[1:], alone, atol=1e-3)
+
+
+def test_windows_are_used_and_one_that_holds_the_clip_changes_nothing() -> None:
+    whole = stage(window_frames=None)(clips(), states=states(), generator=seeds(1))
+    assert torch.equal(stage(window_frames=8)(clips(), states=states(), generator=seeds(1)), whole)
+    cut = stage()(clips(), states=states(), generator=seeds(1))
+    assert not torch.allclose(cut, whole, atol=1e-3)
+    tiled = stage(window_frames=None, window_px=8, window_px_overlap=4)(clips(), states=states(), generator=seeds(1))
+    assert tiled.shape == whole.shape and not torch.allclose(tiled, whole, atol=1e-3)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 7, 9])
+def test_every_number_of_frames_comes_back(frames: int) -> None:
+    assert stage()(clips(frames=frames), states=states(), generator=seeds(1)).shape[2] == frames
+
+
+def test_the_small_clip_is_noised_to_its_level_and_the_network_is_told() -> None:
+    low, level = clips(2), torch.tensor([0, 999])
+    drawn = noise(*low.shape, seed=9)
+    made = augmented(low, (8, 8), scheduler=low_res_schedule(), levels=level, draw=lambda _: drawn, upsampling="none")
+    assert torch.allclose(made[0], low[0], atol=0.05) and torch.allclose(made[1], drawn[1], atol=0.05)
+    clean, told = (stage()(clips(), states=states(), generator=seeds(1), noise_level=at) for at in (0, 300))
+    assert not torch.allclose(clean, told, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "call", "message"),
+    [
+        ({"window_frames": 3}, {}, "multiple of 2"),
+        ({"window_frames": 1}, {}, "multiple of 2"),
+        ({"window_frames": 4, "window_frames_overlap": 4}, {}, "from 0 to 3"),
+        ({}, {"clip": clips(size=9)}, "multiple of 4 in the small one"),
+        ({"window_px": 12}, {}, "windows' side would be 12"),
+        ({}, {"noise_level": 1000}, "from 0 to 999"),
+        ({}, {"clip": clips()[0]}, r"\[B, 3, T, H, W\]"),
+        ({}, {"states": None}, "no text encoder"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_first(settings: dict[str, Any], call: dict[str, Any], message: str) -> None:
+    arguments = {"clip": clips(), "states": states(), "generator": seeds(1), **call}
+    with pytest.raises(ValueError, match=message):
+        stage(**settings)(**arguments)
+
+
+def test_stages_go_to_disk_and_back_in_order(tmp_path: Path) -> None:
+    both = SuperResolution.of(stage(), stage(scale=1, noise_level=7))
+    assert both.scale == 2
+    both.save_pretrained(tmp_path)
+    again = SuperResolution.from_pretrained(tmp_path)
+    assert [one.config.noise_level for one in again.stages] == [100, 7]
+    assert (tmp_path / "stage_1" / "model_index.json").is_file()
+    for one in (*both.stages, *again.stages):
+        one.set_progress_bar_config(disable=True)
+    made, remade = (part(clips(), states=states(), prompts=([""], [""]), generator=seeds(4)) for part in (both, again))
+    assert made.shape == (1, 3, 8, 16, 16) and torch.equal(made, remade)
+    with pytest.raises(ValueError, match="without a stage"):
+        SuperResolution.of()
+
+
+def test_a_still_of_an_x4_upscaler_s_folder_is_diffusers_own(tmp_path: Path) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        vae = AutoencoderKL(
+            block_out_channels=(8, 8, 8),
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+            latent_channels=4,
+            norm_num_groups=4,
+            scaling_factor=0.08333,
+        )
+        encoder = clip_text(tmp_path).text_encoder
+        unet = upscaler(width=encoder.config.hidden_size)
+    published = StableDiffusionUpscalePipeline(
+        vae=vae,
+        text_encoder=encoder,
+        tokenizer=clip_tokenizer(tmp_path),
+        unet=unet,
+        low_res_scheduler=DDPMScheduler(beta_schedule="scaled_linear", num_train_timesteps=1000),
+        scheduler=DDIMScheduler(prediction_type="v_prediction", timestep_spacing="trailing", clip_sample=False),
+        max_noise_level=9,
+    )
+    published.save_pretrained(tmp_path / "x4")
+    low = clips(frames=1)
+    published.set_progress_bar_config(disable=True)
+    expected = published(
+        "a red star",
+        image=(low[:, :, 0] + 1) / 2,
+        num_inference_steps=2,
+        guidance_scale=3.0,
+        noise_level=5,
+        generator=torch.Generator().manual_seed(3),
+        output_type="pt",
+    ).images
+    upscale = SuperResolutionStage.from_folder(tmp_path / "x4")
+    upscale.set_progress_bar_config(disable=True)
+    settings = {"num_inference_steps": 2, "guidance_scale": 3.0, "noise_level": 5}
+    still = upscale(low, "a red star", generator=seeds(3), **settings)
+    assert still.shape == (1, 3, 1, 32, 32)
+    assert torch.allclose(((still[:, :, 0] + 1) / 2).clamp(0, 1), expected, atol=1e-4)
+    clip = upscale(clips(frames=4), ["a red star"], generator=seeds(3), **settings)
+    assert clip.shape == (1, 3, 4, 32, 32) and float(clip.std()) > 0
+
+
+def test_a_still_of_deepfloyd_s_second_stage_is_diffusers_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        unet = deepfloyd_2()
+    told, not_told = states(width=unet.config.encoder_hid_dim)
+    published = IFSuperResolutionPipeline(
+        tokenizer=None,
+        text_encoder=None,
+        unet=unet,
+        scheduler=DDPMScheduler(variance_type="learned_range", clip_sample=False, thresholding=True),
+        image_noising_scheduler=DDPMScheduler(beta_schedule="squaredcos_cap_v2"),
+        safety_checker=None,
+        feature_extractor=None,
+        watermarker=None,
+        requires_safety_checker=False,
+    )
+    published.save_pretrained(tmp_path / "if2")
+    low = clips(frames=1)
+    published.scheduler = DDPMScheduler.from_config(published.scheduler.config, variance_type="fixed_small")
+    published.set_progress_bar_config(disable=True)
+    expected = published(
+        prompt_embeds=told.states,
+        negative_prompt_embeds=not_told.states,
+        image=low[:, :, 0],
+        height=32,
+        width=32,
+        num_inference_steps=2,
+        guidance_scale=3.0,
+        noise_level=200,
+        generator=torch.Generator().manual_seed(3),
+        output_type="pt",
+    ).images
+    upscale = SuperResolutionStage.from_folder(tmp_path / "if2")
+    assert upscale.scheduler.config.variance_type == "fixed_small"
+    upscale.set_progress_bar_config(disable=True)
+    # diffusers draws the start first and the small picture's noise then; here it is the other way round.
+    generator = torch.Generator().manual_seed(3)
+    start, beside = (torch.randn(1, 3, 1, 32, 32, generator=generator) for _ in range(2))
+    drawn = iter([beside, start])
+    monkeypatch.setattr(super_resolution, "draw_noise", lambda *_: next(drawn))
+    still = upscale(
+        low,
+        states=(told, not_told),
+        num_inference_steps=2,
+        guidance_scale=3.0,
+        noise_level=200,
+        generator=[generator],
+    )
+    assert torch.allclose(still[:, :, 0], expected, atol=1e-4)
+
+
+def test_other_folders_are_no_stages(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no model_index"):
+        SuperResolutionStage.from_folder(tmp_path)
+    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    with pytest.raises(ValueError, match="StableDiffusionUpscalePipeline"):
+        SuperResolutionStage.from_folder(tmp_path)
