@@ -127,6 +127,7 @@ class LumierePipeline(DiffusionPipeline):
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         negative_prompt: str | Sequence[str] | None = None,
+        timestep_shift: float | None = None,
         num_videos_per_prompt: int = 1,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         latents: Tensor | None = None,
@@ -138,7 +139,8 @@ class LumierePipeline(DiffusionPipeline):
         """Clips of the prompts, each made from its own noise, whatever the batch.
 
         What is None is the model's own. ``generator``: one per clip, or one that was not drawn from yet, whose seed
-        the first clip takes, seed + 1 the second, and so on. ``latents`` [B, C, T, h, w] is standard normal noise in
+        the first clip takes, seed + 1 the second, and so on. ``timestep_shift`` above 1 spends more of the steps where
+        there is much noise (1 is even; some schedulers take no other). ``latents`` [B, C, T, h, w] is standard normal noise in
         the network's space. A callback may ask for "latents" and for "clean", the clip that the network had in mind
         at that step; the latents that it returns are gone on with. Raises ValueError before long work for what cannot
         be done, and at the first step whose clip is not made of numbers.
@@ -159,7 +161,7 @@ class LumierePipeline(DiffusionPipeline):
             noise=noise.to(self._execution_device),
             generators=generators,
             num_steps=steps,
-            timestep_shift=self.config.timestep_shift,
+            timestep_shift=self.config.timestep_shift if timestep_shift is None else timestep_shift,
         )
         with self.progress_bar(total=len(self.scheduler.timesteps)) as bar:
             for step in reverse:

@@ -200,6 +200,23 @@ def test_options_beside_like_replace_what_the_file_says(model: Path, here: Path)
     assert not np.array_equal(read_clip(here / "first.webp")[0], read_clip(here / "other.webp")[0])
 
 
+def test_steps_are_shifted_as_the_model_or_the_option_says(here: Path) -> None:
+    tiny_pipeline(timestep_shift=4.0).use_scheduler("euler").save_pretrained(here / "model")
+
+    def frames_and_shift(*options: str) -> tuple[np.ndarray, float]:
+        path = here / "clip.webp"
+        assert generate(here / "model", "a red ball", "--out", str(path), *options) == 0
+        return read_clip(path)[0], load_clip_recipe(path).timestep_shift
+
+    own, shift = frames_and_shift()
+    assert shift == 4
+    even, shift = frames_and_shift("--shift", "1")
+    assert shift == 1 and not np.array_equal(own, even)
+    # DDIM takes no timesteps of ours: it spreads them evenly, and the file says so.
+    assert frames_and_shift("--sampler", "ddim")[1] == 1
+    assert np.array_equal(frames_and_shift("--shift", "4", "--sampler", "euler")[0], own)
+
+
 def test_like_refuses_another_model_by_the_file_that_differs(
     model: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

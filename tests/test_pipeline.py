@@ -251,8 +251,12 @@ def test_settings_of_the_sampler_travel_with_the_weights(tmp_path: Path) -> None
     assert frames.shape == (1, 12, 8, 24, 3)
     assert same_to_rounding(frames, pipeline(PROMPT, generator=generator(0)).frames)
     explicit = tiny_pipeline(**{**settings, "default_steps": 9, "default_guidance_scale": 1.0}).use_scheduler("dpm++")
-    told = explicit(PROMPT, num_inference_steps=3, guidance_scale=5.0, generator=generator(0)).frames
+    options: dict[str, Any] = {"num_inference_steps": 3, "guidance_scale": 5.0}
+    told = explicit(PROMPT, **options, generator=generator(0)).frames
     assert same_to_rounding(frames, told)
+    even = explicit(PROMPT, **options, timestep_shift=1.0, generator=generator(0)).frames
+    assert not same_to_rounding(even, told)
+    assert same_to_rounding(explicit(PROMPT, **options, timestep_shift=2.0, generator=generator(0)).frames, told)
 
 
 def test_parts_can_be_replaced_as_with_any_diffusers_pipeline(folder: Path) -> None:

@@ -24,6 +24,7 @@ from lumiere.cli.clip_recipe import (
 from lumiere.cli.generate import CLEAR_WIDTH_PX
 from lumiere.cli.loading import load_pipeline
 from lumiere.device import choose_placement, installed_versions
+from lumiere.diffusion.schedulers import takes_timesteps
 from lumiere.media import check_writable, write_clip
 from lumiere.pipeline import LumierePipeline, embedded_weights
 from lumiere.video import FPS, to_uint8
@@ -48,6 +49,8 @@ def make_clips(
     model = Path(wishes["model"]) if "model" in wishes else None
     pipeline = load_pipeline(model, placement)
     folder = model or embedded_weights()
+    if "sampler" in wishes:
+        pipeline.use_scheduler(wishes["sampler"])
     wishes = {**model_wishes(pipeline), **wishes, "device": str(placement.device), "dtype": placement.dtype_name}
     facts: Wishes = {
         "model_files": file_hashes(folder),
@@ -58,8 +61,6 @@ def make_clips(
     recipes = [ClipRecipe(prompt=prompt, seed=seed, **wishes, **facts) for prompt, seed in jobs]
     if like:
         _compare(like, recipes[0], folder)
-    if recipes[0].sampler:
-        pipeline.use_scheduler(recipes[0].sampler)
     for recipe, path in zip(recipes, paths, strict=True):
         check_writable(path, clip_shape=(recipe.num_frames, *pipeline.default_size), scale=recipe.scale)
     _make_and_write(pipeline, recipes, paths)
@@ -78,6 +79,7 @@ def model_wishes(pipeline: LumierePipeline) -> Wishes:
         "num_frames": pipeline.config.num_frames,
         "num_inference_steps": pipeline.config.default_steps,
         "guidance_scale": pipeline.config.default_guidance_scale,
+        "timestep_shift": pipeline.config.timestep_shift if takes_timesteps(pipeline.scheduler) else 1.0,
         "scale": -(-CLEAR_WIDTH_PX // max(1, min(pipeline.default_size))),
     }
 
@@ -122,6 +124,7 @@ def _frames(pipeline: LumierePipeline, recipe: ClipRecipe, progress: Progress) -
         num_frames=recipe.num_frames,
         num_inference_steps=recipe.num_inference_steps,
         guidance_scale=recipe.guidance_scale,
+        timestep_shift=recipe.timestep_shift,
         negative_prompt=recipe.negative_prompt or None,
         generator=torch.Generator().manual_seed(recipe.seed),
         output_type="pt",

@@ -21,6 +21,7 @@ class ClipRecipe(Settings):
     num_frames: int
     num_inference_steps: int
     guidance_scale: float
+    timestep_shift: float = 1.0
     sampler: str | None = None
     """A name of `--sampler`; None for the scheduler of the model folder."""
     scale: int

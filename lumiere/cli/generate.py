@@ -53,6 +53,9 @@ class Generate:
     sampler: Annotated[str | None, unset("NAME")] = None
     """ddim, ddpm, euler, euler-ancestral, dpm++, dpm++sde, unipc, lcm or tcd."""
 
+    shift: Annotated[float | None, unset("X")] = None
+    """Above 1 more of the steps fall where there is much noise, where motion is decided; 1 spreads them evenly."""
+
     model: Annotated[Path | None, unset("FOLDER", "the model inside the package")] = None
     """A model folder."""
 
@@ -97,6 +100,7 @@ class Generate:
             "num_frames": self.frames,
             "num_inference_steps": self.steps,
             "guidance_scale": self.guidance,
+            "timestep_shift": self.shift,
             "sampler": self.sampler,
             "scale": self.scale,
             "model": None if self.model is None else str(self.model),

@@ -153,9 +153,14 @@ def set_timesteps(scheduler: Any, num_steps: int, *, shift: float = 1.0) -> Tens
     return scheduler.timesteps
 
 
+def takes_timesteps(scheduler: Any) -> bool:
+    """Whether the scheduler can be given timesteps of ours, so that they can be shifted."""
+    return "timesteps" in inspect.signature(scheduler.set_timesteps).parameters
+
+
 def _shifted(scheduler: Any, num_steps: int, shift: float) -> list[int]:
     """``num_steps`` timesteps, trailing and then shifted."""
-    if "timesteps" not in inspect.signature(scheduler.set_timesteps).parameters:
+    if not takes_timesteps(scheduler):
         raise ValueError(
             f"{type(scheduler).__name__} takes no shifted timesteps (timestep_shift is {shift});"
             " use timestep_shift=1, or the sampler ddpm, euler or dpm++"
