@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from lumiere.diffusion.objective import Objective
 from lumiere.diffusion.sample import Step, draw_noise, sample
 from lumiere.diffusion.schedulers import check_scheduler, named_scheduler
 from lumiere.model.stunet import STUNet
+from lumiere.super_resolution import SuperResolution
 from lumiere.video import to_uint8
 
 OUTPUT_TYPES = ("np", "pt", "pil")
@@ -41,7 +42,8 @@ class LumiereOutput(BaseOutput):
 
 
 class LumierePipeline(DiffusionPipeline):
-    """Text to video: a text encoder, a Space-Time U-Net that makes all frames at once, and a scheduler.
+    """Text to video: a text encoder, a Space-Time U-Net that makes all frames at once, and a scheduler; then, where
+    there is one, super-resolution that makes the clip larger.
 
     ``pixel_block_size`` says how pixels become the network's channels. The other settings are what a call uses when
     it is not told otherwise; they belong to the weights and are saved with them. ``height`` and ``width`` None mean
@@ -50,7 +52,9 @@ class LumierePipeline(DiffusionPipeline):
     """
 
     scheduler: Any
-    model_cpu_offload_seq = "text_encoder->unet"
+    super_resolution: Any
+    _optional_components: ClassVar[list[str]] = ["super_resolution"]
+    model_cpu_offload_seq = "text_encoder->unet->super_resolution"
     _callback_tensor_inputs = ("latents", "clean")
 
     def __init__(
@@ -59,6 +63,7 @@ class LumierePipeline(DiffusionPipeline):
         scheduler: SchedulerMixin,
         text_encoder: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
+        super_resolution: SuperResolution | None = None,
         pixel_block_size: int = 1,
         num_frames: int = 80,
         height: int | None = None,
@@ -75,7 +80,13 @@ class LumierePipeline(DiffusionPipeline):
             raise ValueError(f"guidance_interval is {low, high}; it is a part of 0 (clean) to 1 (noise)")
         if not 0 <= guidance_rescale <= 1:
             raise ValueError(f"guidance_rescale is {guidance_rescale}; it lies in 0 (none) to 1")
-        self.register_modules(unet=unet, scheduler=scheduler, text_encoder=text_encoder, tokenizer=tokenizer)
+        self.register_modules(
+            unet=unet,
+            scheduler=scheduler,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            super_resolution=super_resolution,
+        )
         self.register_to_config(
             pixel_block_size=pixel_block_size,
             num_frames=num_frames,
@@ -128,6 +139,7 @@ class LumierePipeline(DiffusionPipeline):
         guidance_scale: float | None = None,
         negative_prompt: str | Sequence[str] | None = None,
         timestep_shift: float | None = None,
+        super_resolution: bool = True,
         num_videos_per_prompt: int = 1,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         latents: Tensor | None = None,
@@ -140,10 +152,11 @@ class LumierePipeline(DiffusionPipeline):
 
         What is None is the model's own. ``generator``: one per clip, or one that was not drawn from yet, whose seed
         the first clip takes, seed + 1 the second, and so on. ``timestep_shift`` above 1 spends more of the steps where
-        there is much noise (1 is even; some schedulers take no other). ``latents`` [B, C, T, h, w] is standard normal noise in
-        the network's space. A callback may ask for "latents" and for "clean", the clip that the network had in mind
-        at that step; the latents that it returns are gone on with. Raises ValueError before long work for what cannot
-        be done, and at the first step whose clip is not made of numbers.
+        there is much noise (1 is even; some schedulers take no other). ``latents`` [B, C, T, h, w] is standard normal
+        noise in the network's space. ``super_resolution`` False leaves the clip as the base makes it. A callback may
+        ask for "latents" and for "clean", the clip that the network had in mind at that step; the latents that it
+        returns are gone on with. Raises ValueError before long work for what cannot be done, and at the first step
+        whose clip is not made of numbers.
         """
         prompts = _prompts(prompt, num_videos_per_prompt)
         steps = self.config.default_steps if num_inference_steps is None else num_inference_steps
@@ -153,7 +166,8 @@ class LumierePipeline(DiffusionPipeline):
         generators = clip_generators(generator, len(prompts))
         asked = self._checked_options(steps, output_type, callback_on_step_end_tensor_inputs)
 
-        denoiser = self._denoiser(prompts, negatives, scale)
+        states = self._states(prompts, negatives)
+        denoiser = self._denoiser(*states, scale)
         noise = self._noise(shape, generators, latents)
         reverse = sample(
             denoiser,
@@ -167,8 +181,13 @@ class LumierePipeline(DiffusionPipeline):
             for step in reverse:
                 self._tell(callback_on_step_end, step, asked)
                 bar.update()
+        clip = self.codec.decode(step.clip)
+        if super_resolution and self.super_resolution is not None:
+            clip = self.super_resolution(
+                clip.clamp(-1, 1), states=states, prompts=(prompts, negatives), generator=generators
+            )
         self.maybe_free_model_hooks()
-        frames = as_frames(self.codec.decode(step.clip), output_type)
+        frames = as_frames(clip, output_type)
         return LumiereOutput(frames=frames) if return_dict else (frames,)
 
     def _tell(self, callback: StepCallback | None, step: Step, asked: Sequence[str]) -> None:
@@ -179,12 +198,16 @@ class LumierePipeline(DiffusionPipeline):
         answer = callback(self, step.index, step.timestep, {name: tensors[name]() for name in asked})
         step.clip = (answer or {}).get("latents", step.clip)
 
-    def _denoiser(self, prompts: Sequence[str], negatives: Sequence[str], scale: float) -> Denoiser:
-        """The network, told what to make and what not."""
+    def _states(self, prompts: Sequence[str], negatives: Sequence[str]) -> tuple[TextStates, TextStates]:
+        """What the text encoder says of the prompts and of the negative ones."""
         encoder = text_encoder_for(self.tokenizer, self.text_encoder)
         for note in text_notes(self.tokenizer, [*prompts, *negatives]):
             warnings.warn(note, stacklevel=1)
         told, not_told = (self._moved(encoder.encode(texts)) for texts in (prompts, negatives))
+        return told, not_told
+
+    def _denoiser(self, told: TextStates, not_told: TextStates, scale: float) -> Denoiser:
+        """The network, told what to make and what not."""
         count = self.scheduler.config.num_train_timesteps
         low, high = self.config.guidance_interval
         denoiser: Denoiser = Guided(

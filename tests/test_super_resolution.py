@@ -17,12 +17,13 @@ from diffusers import (
 from torch import Tensor
 
 import lumiere.super_resolution as super_resolution
-from lumiere import SuperResolution, SuperResolutionStage
+from lumiere import LumierePipeline, SuperResolution, SuperResolutionStage
 from lumiere.conditioning.text import TextStates
 from lumiere.model.stunet import STUNet
 from lumiere.model.temporal import TemporalSettings
 from lumiere.super_resolution import augmented, low_res_schedule
 from tests.test_text import clip_text, clip_tokenizer
+from tests.tiny_pipeline import tiny_pipeline
 from tests.tiny_unets import deepfloyd_2, upscaler, video_upscaler
 
 
@@ -231,3 +232,28 @@ def test_other_folders_are_no_stages(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
     with pytest.raises(ValueError, match="StableDiffusionUpscalePipeline"):
         SuperResolutionStage.from_folder(tmp_path)
+
+
+def test_a_pipeline_s_clip_is_the_base_s_made_larger(tmp_path: Path) -> None:
+    """In memory and from disk; the stage hears the base's text and goes on with the clip's own generator."""
+    pipeline = tiny_pipeline(num_frames=4)
+    pipeline.register_modules(super_resolution=SuperResolution.of(stage()))
+    call = {"num_inference_steps": 2, "output_type": "pt"}
+    generator = seeds(1)
+    base = pipeline("a red ball", generator=generator, super_resolution=False, **call).frames
+    assert base.shape == (1, 4, 3, 16, 16)
+    sharp = pipeline("a red ball", generator=seeds(1), **call).frames
+    assert sharp.shape == (1, 4, 3, 32, 32)
+    texts = (["a red ball"], [""])
+    by_hand = pipeline.super_resolution.stages[0](
+        base.transpose(1, 2) * 2 - 1, states=pipeline._states(*texts), generator=generator
+    )
+    assert torch.allclose(sharp, (by_hand.transpose(1, 2) / 2 + 0.5).clamp(0, 1), atol=1e-4)
+    other = pipeline("a blue star", generator=seeds(1), **call).frames
+    assert not torch.allclose(sharp, other, atol=1e-3)
+    pipeline.save_pretrained(tmp_path)
+    again = LumierePipeline.from_pretrained(tmp_path)
+    for one in (again, *again.super_resolution.stages):
+        one.set_progress_bar_config(disable=True)
+    assert torch.allclose(again("a red ball", generator=seeds(1), **call).frames, sharp, atol=1e-4)
+    assert next(again.to(torch.bfloat16).super_resolution.parameters()).dtype == torch.bfloat16
