@@ -51,6 +51,11 @@ def unfold_time(folded: Tensor, num_frames: int) -> Tensor:
     return last.permute(0, 4, 1, 2, 3)
 
 
+def channels_last(clip: Tensor) -> Tensor:
+    """The same clip [B, C, T, H, W], channels last in memory, where folding time is free."""
+    return clip.contiguous(memory_format=torch.channels_last_3d)
+
+
 def resize_clip(clip: Tensor, size: tuple[int, int]) -> Tensor:
     """The clip [B, C, T, h, w] at ``size`` = (h, w): area averages when smaller, bicubic when larger."""
     frames = fold_time(clip)

@@ -51,4 +51,9 @@ def _stage(path: Path) -> tuple[type[Any], Callable[[Any], Callable[[], Path]]]:
             from lumiere.training.stages.finetune_clips import FinetuneSettings
 
             return FinetuneSettings, lambda settings: FineTuning(settings).run
-    raise ValueError(f"{path}: stage is {name!r}; known are text_to_image, text_to_video, finetune_clips")
+        case "super_resolution":
+            from lumiere.training.stages.super_resolution import SuperResolutionSettings, SuperResolutionTraining
+
+            return SuperResolutionSettings, partial(_trainer, SuperResolutionTraining)
+    known = "text_to_image, text_to_video, finetune_clips, super_resolution"
+    raise ValueError(f"{path}: stage is {name!r}; known are {known}")

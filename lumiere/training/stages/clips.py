@@ -18,7 +18,7 @@ from lumiere.diffusion.objective import Objective
 from lumiere.pipeline import LumierePipeline
 from lumiere.training.loop import LoopSettings
 from lumiere.training.noise import NoiseSettings, draw_noise, even_timesteps
-from lumiere.video import contact_sheet
+from lumiere.video import channels_last, contact_sheet
 
 SHEET_ROWS = 4
 SHEET_FRAMES = 16
@@ -81,7 +81,7 @@ class ClipStage:
         def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
             return network(noisy.to(dtype), timestep, text.states.to(dtype), encoder_attention_mask=text.mask).sample
 
-        clean, noise = (_channels_last(clip.to(self.device)) for clip in (clean, noise))
+        clean, noise = (channels_last(clip.to(self.device)) for clip in (clean, noise))
         return self.objective.loss(predict, clean, noise=noise, timestep=timesteps.to(self.device))
 
     def validate(self) -> dict[str, float]:
@@ -118,8 +118,3 @@ class ClipStage:
     def export(self, folder: Path) -> None:
         """The whole pipeline as a diffusers folder, in bfloat16."""
         copy.deepcopy(self.pipeline).to(torch.bfloat16).save_pretrained(folder)
-
-
-def _channels_last(clip: Tensor) -> Tensor:
-    """The same clip [B, C, T, H, W], channels last in memory, where folding time is free."""
-    return clip.contiguous(memory_format=torch.channels_last_3d)
