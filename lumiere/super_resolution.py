@@ -27,7 +27,7 @@ from lumiere.conditioning.text import TextStates, text_encoder_for
 from lumiere.diffusion.denoiser import Beside, Clipped, Denoiser, Guided
 from lumiere.diffusion.multidiffusion import Windowed, clip_windows
 from lumiere.diffusion.objective import Objective
-from lumiere.diffusion.sample import Step, draw_noise, sample
+from lumiere.diffusion.sample import Step, draw_frame_noise, mixed_generator, sample
 from lumiere.diffusion.schedulers import check_scheduler
 from lumiere.model.stunet import STUNet
 from lumiere.model.temporal import TemporalSettings
@@ -134,32 +134,43 @@ class SuperResolutionStage(DiffusionPipeline):
         guidance_scale: float | None = None,
         noise_level: int | None = None,
         generator: Sequence[torch.Generator] | None = None,
+        salt: str = "",
+        first_frame: int = 0,
         on_step: Callable[[Step], None] | None = None,
     ) -> Tensor:
         """The larger clips [B, 3, T, scale*H, scale*W] of clips [B, 3, T, H, W], both in -1..1, on the CPU in fp32.
 
         ``states`` (of the prompts, of the negative prompts) take the place of prompts for a stage without a text
-        encoder. What is None is the stage's own. Raises ValueError before long work for what cannot be done.
+        encoder. What is None is the stage's own. Of the generators, one a clip, only the seed is used: every frame has
+        its own noise, by its place in the clip, so that parts of a long clip agree (``first_frame``: that of the
+        first frame here; ``salt``: what tells apart stages of one seed). Raises ValueError before long work for what
+        cannot be done.
         """
         config = self.config
         steps = config.default_steps if num_inference_steps is None else num_inference_steps
         scale = config.default_guidance_scale if guidance_scale is None else guidance_scale
         level = config.noise_level if noise_level is None else noise_level
         self._check(clip, level)
-        generators = list(generator or [torch.Generator() for _ in clip])
+        seeds = [one.initial_seed() for one in generator or [torch.Generator() for _ in clip]]
+        if len(seeds) != len(clip):
+            raise ValueError(f"{len(seeds)} generators for {len(clip)} clips; give one for each")
+
+        def noise_of(shape: tuple[int, ...], what: str) -> Tensor:
+            return draw_frame_noise(shape, seeds, salt=f"{salt} {what}", first_frame=first_frame)
+
         told, not_told = states or self._states(len(clip), prompt, negative_prompt)
         length = clip.shape[2]
         clip = _lengthened(clip.float(), self._whole_frames(length))
-        beside = self._beside(clip, level, generators)
+        beside = self._beside(clip, level, noise_of)
         shape = self._latent_shape(clip)
         denoiser = self._denoiser(told, not_told, beside, scale, shape)
-        noise = draw_noise(shape, generators).to(self._execution_device)
+        noise = noise_of(shape, "start").to(self._execution_device)
         with self.progress_bar(total=steps) as bar:
             for step in sample(
                 denoiser,
                 self.scheduler,
                 noise=noise,
-                generators=generators,
+                generators=[mixed_generator(seed, salt, "steps", first_frame) for seed in seeds],
                 num_steps=steps,
                 timestep_shift=config.timestep_shift,
             ):
@@ -220,7 +231,7 @@ class SuperResolutionStage(DiffusionPipeline):
         height, width = (size // self.codec.spatial_factor for size in self.output_size(*clip.shape[-2:]))
         return (len(clip), self.codec.channels, clip.shape[2], height, width)
 
-    def _beside(self, clip: Tensor, level: int, generators: list[torch.Generator]) -> Beside:
+    def _beside(self, clip: Tensor, level: int, noise_of: Callable[[tuple[int, ...], str], Tensor]) -> Beside:
         """What the network sees beside the noisy clip: the small one, noised and brought to its grid, and the level."""
         size = self.output_size(*clip.shape[-2:])
         low = augmented(
@@ -228,7 +239,7 @@ class SuperResolutionStage(DiffusionPipeline):
             size,
             scheduler=self.low_res_scheduler,
             levels=torch.full((len(clip),), level),
-            draw=lambda shape: draw_noise(shape, generators),
+            draw=lambda shape: noise_of(shape, "small clip"),
             upsampling=self.config.upsampling,
             noise_first=self.config.noise_before_upsampling,
         )
@@ -310,11 +321,11 @@ class SuperResolution(ModelMixin, ConfigMixin):
         **options: Any,
     ) -> Tensor:
         """The large clips [B, 3, T, H', W'] of small ones, in -1..1; a stage with its own encoder takes the prompts."""
-        for stage in self.stages:
+        for name, stage in zip(self.config.stages, self.stages, strict=True):
             if stage.text_encoder is None:
-                clip = stage(clip, states=states, **options)
+                clip = stage(clip, states=states, salt=name, **options)
             else:
-                clip = stage(clip, *prompts, **options)
+                clip = stage(clip, *prompts, salt=name, **options)
         return clip
 
     def save_pretrained(self, save_directory: str | PathLike[str], **options: Any) -> None:

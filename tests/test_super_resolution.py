@@ -19,6 +19,7 @@ from torch import Tensor
 import lumiere.super_resolution as super_resolution
 from lumiere import LumierePipeline, SuperResolution, SuperResolutionStage
 from lumiere.conditioning.text import TextStates
+from lumiere.diffusion.sample import draw_frame_noise
 from lumiere.model.stunet import STUNet
 from lumiere.model.temporal import TemporalSettings
 from lumiere.super_resolution import augmented, low_res_schedule
@@ -88,6 +89,17 @@ def test_every_number_of_frames_comes_back(frames: int) -> None:
     assert stage()(clips(frames=frames), states=states(), generator=seeds(1)).shape[2] == frames
 
 
+def test_parts_of_a_clip_have_the_noise_of_their_place() -> None:
+    shape = (2, 3, 6, 4, 4)
+    whole = draw_frame_noise(shape, [1, 2], salt="a")
+    assert torch.equal(whole[:, :, 2:], draw_frame_noise((2, 3, 4, 4, 4), [1, 2], salt="a", first_frame=2))
+    assert torch.equal(whole[1:], draw_frame_noise((1, *shape[1:]), [2], salt="a"))
+    others = [draw_frame_noise(shape, [1, 2], salt="b"), whole.flip(0), whole.roll(1, 2)]
+    assert all(float((whole * other).mean().abs()) < 0.15 for other in others)
+    large = draw_frame_noise((1, 3, 8, 32, 32), [5])
+    assert abs(float(large.mean())) < 0.02 and abs(float(large.std()) - 1) < 0.02
+
+
 def test_the_small_clip_is_noised_to_its_level_and_the_network_is_told() -> None:
     low, level = clips(2), torch.tensor([0, 999])
     drawn = noise(*low.shape, seed=9)
@@ -131,7 +143,14 @@ def test_stages_go_to_disk_and_back_in_order(tmp_path: Path) -> None:
         SuperResolution.of()
 
 
-def test_a_still_of_an_x4_upscaler_s_folder_is_diffusers_own(tmp_path: Path) -> None:
+def draw_as_diffusers(monkeypatch: pytest.MonkeyPatch, *shapes: tuple[int, ...]) -> None:
+    """Let a stage draw what diffusers draws from one generator of seed 3: the small picture's noise, then the start."""
+    generator = torch.Generator().manual_seed(3)
+    drawn = {shape: torch.randn(shape, generator=generator) for shape in shapes}
+    monkeypatch.setattr(super_resolution, "draw_frame_noise", lambda shape, *_, **__: drawn[tuple(shape)])
+
+
+def test_a_still_of_an_x4_upscaler_s_folder_is_diffusers_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         vae = AutoencoderKL(
@@ -168,11 +187,12 @@ def test_a_still_of_an_x4_upscaler_s_folder_is_diffusers_own(tmp_path: Path) -> 
     upscale = SuperResolutionStage.from_folder(tmp_path / "x4")
     upscale.set_progress_bar_config(disable=True)
     settings = {"num_inference_steps": 2, "guidance_scale": 3.0, "noise_level": 5}
+    clip = upscale(clips(frames=4), ["a red star"], generator=seeds(3), **settings)
+    assert clip.shape == (1, 3, 4, 32, 32) and float(clip.std()) > 0
+    draw_as_diffusers(monkeypatch, (1, 3, 1, 8, 8), (1, 4, 1, 8, 8))
     still = upscale(low, "a red star", generator=seeds(3), **settings)
     assert still.shape == (1, 3, 1, 32, 32)
     assert torch.allclose(((still[:, :, 0] + 1) / 2).clamp(0, 1), expected, atol=1e-4)
-    clip = upscale(clips(frames=4), ["a red star"], generator=seeds(3), **settings)
-    assert clip.shape == (1, 3, 4, 32, 32) and float(clip.std()) > 0
 
 
 def test_a_still_of_deepfloyd_s_second_stage_is_diffusers_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,7 +234,8 @@ def test_a_still_of_deepfloyd_s_second_stage_is_diffusers_own(tmp_path: Path, mo
     generator = torch.Generator().manual_seed(3)
     start, beside = (torch.randn(1, 3, 1, 32, 32, generator=generator) for _ in range(2))
     drawn = iter([beside, start])
-    monkeypatch.setattr(super_resolution, "draw_noise", lambda *_: next(drawn))
+    monkeypatch.setattr(super_resolution, "draw_frame_noise", lambda *_, **__: next(drawn))
+    monkeypatch.setattr(super_resolution, "mixed_generator", lambda *_: generator)
     still = upscale(
         low,
         states=(told, not_told),
@@ -235,18 +256,17 @@ def test_other_folders_are_no_stages(tmp_path: Path) -> None:
 
 
 def test_a_pipeline_s_clip_is_the_base_s_made_larger(tmp_path: Path) -> None:
-    """In memory and from disk; the stage hears the base's text and goes on with the clip's own generator."""
+    """In memory and from disk; the stage hears the base's text and has the clip's seed."""
     pipeline = tiny_pipeline(num_frames=4)
     pipeline.register_modules(super_resolution=SuperResolution.of(stage()))
     call = {"num_inference_steps": 2, "output_type": "pt"}
-    generator = seeds(1)
-    base = pipeline("a red ball", generator=generator, super_resolution=False, **call).frames
+    base = pipeline("a red ball", generator=seeds(1), super_resolution=False, **call).frames
     assert base.shape == (1, 4, 3, 16, 16)
     sharp = pipeline("a red ball", generator=seeds(1), **call).frames
     assert sharp.shape == (1, 4, 3, 32, 32)
     texts = (["a red ball"], [""])
     by_hand = pipeline.super_resolution.stages[0](
-        base.transpose(1, 2) * 2 - 1, states=pipeline._states(*texts), generator=generator
+        base.transpose(1, 2) * 2 - 1, states=pipeline._states(*texts), generator=seeds(1), salt="stage_1"
     )
     assert torch.allclose(sharp, (by_hand.transpose(1, 2) / 2 + 0.5).clamp(0, 1), atol=1e-4)
     other = pipeline("a blue star", generator=seeds(1), **call).frames

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -50,6 +51,33 @@ def draw_noise(shape: Sequence[int], generators: Sequence[torch.Generator]) -> T
                 " (use torch.Generator().manual_seed(seed))"
             )
     return torch.cat([torch.randn((1, *shape[1:]), generator=generator) for generator in generators])
+
+
+def draw_frame_noise(shape: Sequence[int], seeds: Sequence[int], *, salt: str = "", first_frame: int = 0) -> Tensor:
+    """Standard normal noise of ``shape`` [B, C, T, H, W], fp32 on the CPU, each frame's from its own number.
+
+    A frame's noise depends on its clip's seed, on ``salt`` and on its place in the clip, ``first_frame`` being that
+    of the first one here: so a long clip can be made in parts that agree.
+    """
+    _, channels, frames, height, width = shape
+    return torch.stack(
+        [
+            torch.stack(
+                [
+                    torch.randn(channels, height, width, generator=mixed_generator(seed, salt, first_frame + frame))
+                    for frame in range(frames)
+                ],
+                dim=1,
+            )
+            for seed in seeds
+        ]
+    )
+
+
+def mixed_generator(*parts: int | str) -> torch.Generator:
+    """A generator whose seed depends on all the parts, and hardly on two lists of parts alike."""
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
 def sample(
