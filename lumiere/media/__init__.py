@@ -7,6 +7,7 @@ temporary name, so that a file is either whole or not there.
 from lumiere.media.picture import BrokenOff, VideoInfo
 from lumiere.media.read import VIDEO_SUFFIXES, iterate_frames, probe, read_clip
 from lumiere.media.recipe import read_recipe
+from lumiere.media.remake import write_like
 from lumiere.media.write import check_writable, write_clip
 
 __all__ = [
@@ -19,4 +20,5 @@ __all__ = [
     "read_clip",
     "read_recipe",
     "write_clip",
+    "write_like",
 ]

@@ -56,10 +56,10 @@ def write_clip(
     path.parent.mkdir(parents=True, exist_ok=True)
     rate = Fraction(fps).limit_denominator(100_000)
     pictures = (_enlarged(frame, scale, smooth) for frame in frames)
-    with _under_temporary_name(path) as temporary:
+    with under_temporary_name(path) as temporary:
         WRITERS[_kind(path)](pictures, temporary, rate=rate, comment=comment)
     if recipe is not None:
-        with _under_temporary_name(beside(path)) as temporary:
+        with under_temporary_name(beside(path)) as temporary:
             temporary.write_text(recipe_json(recipe) + "\n", encoding="utf-8")
     return path
 
@@ -178,7 +178,7 @@ def _temporary_name(suffix: str) -> str:
 
 
 @contextmanager
-def _under_temporary_name(path: Path) -> Iterator[Path]:
+def under_temporary_name(path: Path) -> Iterator[Path]:
     """A temporary name in the same folder; what is written under it takes the place of ``path`` if nothing fails."""
     temporary = path.with_name(_temporary_name(path.suffix))
     try:
@@ -214,15 +214,20 @@ def _write_mp4(pictures: Iterator[np.ndarray], path: Path, *, rate: Fraction, co
         stream: Any = None
         for picture in pictures:
             if stream is None:
-                stream = _h264_stream(container, rate, height=picture.shape[0], width=picture.shape[1])
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(
-                format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG"
-            )
-            container.mux(stream.encode(frame))
+                stream = h264_stream(container, rate, height=picture.shape[0], width=picture.shape[1])
+            container.mux(stream.encode(yuv_frame(picture)))
         container.mux(stream.encode(None))
 
 
-def _h264_stream(container: Any, rate: Fraction, *, height: int, width: int) -> Any:
+def yuv_frame(picture: np.ndarray) -> Any:
+    """A picture [H, W, 3] as the encoder takes it."""
+    return av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(
+        format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG"
+    )
+
+
+def h264_stream(container: Any, rate: Fraction, *, height: int, width: int) -> Any:
+    """A new H.264 stream of a container for pictures of that size."""
     stream = container.add_stream("libx264", rate=rate, options={"crf": str(MP4_CRF), "preset": "medium"})
     stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
     # Said in the file, because players guess by size otherwise and shift the colours of small clips.
