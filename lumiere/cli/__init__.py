@@ -16,9 +16,10 @@ from lumiere.cli.generate import Generate
 from lumiere.cli.inflate import Inflate
 from lumiere.cli.info import Info
 from lumiere.cli.train import Train
+from lumiere.cli.upscale import Upscale
 from lumiere.config import did_you_mean
 
-Verb = Generate | Train | Evaluate | Inflate | Info
+Verb = Generate | Upscale | Train | Evaluate | Inflate | Info
 VERBS = [verb.__name__.lower() for verb in typing.get_args(Verb)]
 """As tyro names them: by their classes."""
 
