@@ -13,6 +13,7 @@ from torch import nn
 
 from lumiere.config import find_recipe, load_settings
 from lumiere.data.batches import StorybookBatches, StorybookSettings
+from lumiere.data.storybook import TURNING_MOTIONS, is_held_out
 from lumiere.training.checkpoint import checkpoints
 from lumiere.training.ema import Ema
 from lumiere.training.loop import LoopSettings, learning_rate
@@ -138,6 +139,17 @@ def test_a_batch_depends_on_its_step_and_seed_alone() -> None:
     assert not torch.equal(first.clips, StorybookBatches(data.settings, seed=4).batch(7, 4).clips)
 
 
+def test_more_scenes_turn_when_asked_and_none_held_out_is_drawn() -> None:
+    settings = StorybookSettings(size=16, num_frames=1, turning_share=0.5, pair_share=0.1)
+    data = StorybookBatches(settings, seed=0)
+    scenes = [scene for step in range(8) for scene in data.batch(step, 32).scenes]
+    share = sum(scene.actors[0].motion in TURNING_MOTIONS for scene in scenes) / len(scenes)
+    assert 0.5 < share < 0.72  # The half asked for, and two tenths of the others by chance.
+    assert not any(is_held_out(actor, scene.background) for scene in scenes for actor in scene.actors)
+    evaluated = data.batch(0, 64, held_out=True).scenes
+    assert sum(scene.actors[0].motion in TURNING_MOTIONS for scene in evaluated) < 32
+
+
 def test_curves_and_recipe_lie_beside_the_run(image_network: Path) -> None:
     out = image_network.parent
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -154,6 +166,11 @@ def test_training_goes_on_from_a_pipeline(tmp_path: Path, image_network: Path) -
     settings = load_settings(TextToImageSettings, find_recipe("text_to_image_smoke"), ["--start_from", str(base)])
     stage = TextToImage(settings)
     for name, weight in stage.unet.state_dict().items():
+        assert torch.equal(weight, before[name].float()), name
+    from_run = load_settings(
+        TextToImageSettings, find_recipe("text_to_image_smoke"), ["--start_from", str(image_network)]
+    )
+    for name, weight in TextToImage(from_run).unet.state_dict().items():
         assert torch.equal(weight, before[name].float()), name
     with pytest.raises(ValueError, match="another image network"):
         train("text_to_image_smoke", ["--start_from", str(base), "--network.text_width", "64", "--out", str(tmp_path)])

@@ -12,7 +12,17 @@ from torch import Tensor
 from lumiere.config import Settings
 from lumiere.data.captions import caption
 from lumiere.data.drawing import BACKGROUNDS
-from lumiere.data.storybook import COLOUR_NAMES, MOTIONS, OBJECTS, SPEEDS, Scene, draw_scene, frame_times, render
+from lumiere.data.storybook import (
+    COLOUR_NAMES,
+    MOTIONS,
+    OBJECTS,
+    SPEEDS,
+    TURNING_MOTIONS,
+    Scene,
+    draw_scene,
+    frame_times,
+    render,
+)
 
 CLIP_S = 5.0
 
@@ -37,6 +47,9 @@ class StorybookSettings(Settings):
     """Share of scenes with two actors."""
     pairs_from_step: int = Field(default=0, ge=0)
     """First step that draws pairs: one object is learned first."""
+    turning_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of scenes whose motion is surely one in which objects turn, beside those that chance gives: turned outlines
+    are the hardest to learn."""
 
 
 class StorybookBatches:
@@ -49,9 +62,16 @@ class StorybookBatches:
         """The ``count`` clips of a step, with captions of varied wording."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step * 2 + held_out)
         share = self.settings.pair_share if step >= self.settings.pairs_from_step else 0.0
-        num_pairs = round(count * share + float(torch.rand((), generator=generator)) - 0.5) if share else 0
+        num_pairs = _random_round(count * share, generator) if share else 0
+        turning = 0.0 if held_out else self.settings.turning_share
+        num_turning = _random_round(count * turning, generator) if turning else 0
         scenes = [
-            draw_scene(generator, num_actors=2 if index >= count - num_pairs else 1, held_out=held_out)
+            draw_scene(
+                generator,
+                num_actors=2 if index >= count - num_pairs else 1,
+                held_out=held_out,
+                motions=TURNING_MOTIONS if index < num_turning else MOTIONS,
+            )
             for index in range(count)
         ]
         captions = [caption(scene, generator) for scene in scenes]
@@ -65,6 +85,11 @@ class StorybookBatches:
         if self.settings.num_frames == 1:
             return torch.rand(count, 1, generator=generator) * CLIP_S
         return frame_times(self.settings.num_frames).expand(count, -1)
+
+
+def _random_round(value: float, generator: torch.Generator) -> int:
+    """``value`` rounded up or down by chance, so that the mean stays."""
+    return round(value + float(torch.rand((), generator=generator)) - 0.5)
 
 
 def scene_facts(scenes: Sequence[Scene]) -> dict[str, Tensor]:

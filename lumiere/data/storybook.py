@@ -23,6 +23,8 @@ from lumiere.video import FPS
 OBJECTS = tuple(OUTLINES)
 REPEATING_MOTIONS = ("bounce", "swing", "orbit", "spin", "pulse")
 ONE_WAY_MOTIONS = ("slide right", "slide left", "rise", "fall", "grow")
+TURNING_MOTIONS = ("spin", "swing")
+"""Those in which the object turns: every other shows it upright."""
 MOTIONS = REPEATING_MOTIONS + ONE_WAY_MOTIONS
 SPEEDS = ("slow", "fast")
 PERIOD_S = {"slow": 2.5, "fast": 1.0}
@@ -74,12 +76,17 @@ COLOUR_NAMES = tuple(COLOURS)
 
 
 def draw_scene(
-    generator: torch.Generator, *, num_actors: int = 1, style: str = "flat", held_out: bool = False
+    generator: torch.Generator,
+    *,
+    num_actors: int = 1,
+    style: str = "flat",
+    held_out: bool = False,
+    motions: Sequence[str] = MOTIONS,
 ) -> Scene:
-    """A random scene; with ``held_out`` from the held-out tenth, otherwise never from it."""
+    """A random scene with one of ``motions``; with ``held_out`` from the held-out tenth, otherwise never from it."""
     while True:
         background = _choose(generator, BACKGROUNDS)
-        actors = tuple(_draw_actor(generator, place, num_actors) for place in range(num_actors))
+        actors = tuple(_draw_actor(generator, place, num_actors, motions) for place in range(num_actors))
         if len({(actor.object, actor.colour) for actor in actors}) < num_actors:
             continue
         if all(is_held_out(actor, background) == held_out for actor in actors):
@@ -106,11 +113,11 @@ def place_actor(actor: Actor, generator: torch.Generator, *, place: int = 0, num
     )
 
 
-def _draw_actor(generator: torch.Generator, place: int, num_actors: int) -> Actor:
+def _draw_actor(generator: torch.Generator, place: int, num_actors: int, motions: Sequence[str]) -> Actor:
     kind = Actor(
         object=_choose(generator, OBJECTS),
         colour=_choose(generator, COLOUR_NAMES),
-        motion=_choose(generator, MOTIONS),
+        motion=_choose(generator, motions),
         speed=_choose(generator, SPEEDS),
     )
     return place_actor(kind, generator, place=place, num_actors=num_actors)

@@ -13,6 +13,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 from pydantic import Field
 from torch import Tensor, nn
+from transformers import T5EncoderModel
 
 from lumiere.codec import PixelBlocks
 from lumiere.conditioning.text import T5Text, mean_state, small_t5, word_tokenizer
@@ -48,7 +49,8 @@ class TextToImageSettings(Settings):
     out: str
     """Folder of the run."""
     start_from: str | None = None
-    """Pipeline folder whose image network and text encoder training starts from; none: random weights."""
+    """Folder of a pipeline, or of an exported run of this stage, whose image network and text encoder training starts
+    from; none: random weights."""
     loop: LoopSettings
     data: StorybookSettings = StorybookSettings(num_frames=1)
     network: ImageNetworkSettings = ImageNetworkSettings()
@@ -83,6 +85,15 @@ def make_image_network(settings: ImageNetworkSettings, *, size: int) -> UNet2DCo
     )
 
 
+def _trained(folder: Path) -> tuple[nn.Module, nn.Module]:
+    """The image network and the text encoder in the folder of a pipeline or of an exported run of this stage."""
+    if (folder / "unet").is_dir() and not (folder / "model_index.json").exists():
+        unet = UNet2DConditionModel.from_pretrained(folder / "unet", local_files_only=True)
+        return unet, T5EncoderModel.from_pretrained(folder / "text_encoder", local_files_only=True)
+    pipeline = LumierePipeline.from_pretrained(folder)
+    return pipeline.unet, pipeline.text_encoder
+
+
 class TextToImage:
     """Trains the image network and its text encoder on single storybook pictures."""
 
@@ -113,11 +124,9 @@ class TextToImage:
         self.network: nn.Module = torch.compile(self.unet) if settings.loop.compile else self.unet  # type: ignore[assignment]
 
     def _start_from(self, folder: str) -> None:
-        """Take the weights of a pipeline's image network and text encoder."""
-        pipeline = LumierePipeline.from_pretrained(folder)
-        weights = {
-            name: weight for name, weight in pipeline.unet.state_dict().items() if not name.startswith("temporal.")
-        }
+        """Take the weights of an exported run's, or a pipeline's, image network and text encoder."""
+        unet, text_encoder = _trained(Path(folder))
+        weights = {name: weight for name, weight in unet.state_dict().items() if not name.startswith("temporal.")}
         own = {name: weight.shape for name, weight in self.unet.state_dict().items()}
         differing = [
             name for name in own.keys() | weights.keys() if own.get(name) != getattr(weights.get(name), "shape", None)
@@ -128,7 +137,7 @@ class TextToImage:
                 f" {min(differing)}); give the recipe its `network` settings"
             )
         self.unet.load_state_dict(weights)
-        self.text.text_encoder.load_state_dict(pipeline.text_encoder.state_dict())
+        self.text.text_encoder.load_state_dict(text_encoder.state_dict())
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Those of the image network, the text encoder and the readers of facts."""
