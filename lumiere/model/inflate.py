@@ -11,7 +11,7 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 
 from lumiere.model import image_unet, motion
-from lumiere.model.stunet import STUNet
+from lumiere.model.stunet import STUNet, given_stem
 from lumiere.model.temporal import TemporalSettings
 
 
@@ -98,12 +98,33 @@ def load_image_unet(folder: str | Path) -> UNet2DConditionModel:
     return unet
 
 
+def widen_input(stunet: STUNet, channels: int) -> STUNet:
+    """Give the network a second first convolution, for the ``channels`` of <C, M>; changed in place and returned.
+
+    The paper's wider first convolution written as a sum, so that the image network's own stays as it is. The new one
+    starts at zero: at first nothing changes, bit for bit. It belongs to the temporal weights. Source: Lumiere,
+    section 4. Raises ValueError when the network is told of something given already.
+    """
+    if channels < 1:
+        raise ValueError(f"{channels} channels of what is given; it has at least one")
+    if stunet.settings.conditioning_channels:
+        raise ValueError(f"the network is widened already, for {stunet.settings.conditioning_channels} channels")
+    settings = stunet.settings.model_copy(update={"conditioning_channels": channels})
+    stem = given_stem(stunet, channels).to(stunet.conv_in.weight.device, stunet.conv_in.weight.dtype)
+    stunet.temporal.given = stem.to(memory_format=torch.channels_last)
+    stunet.register_to_config(temporal_settings=settings.model_dump(mode="json"))
+    return stunet
+
+
 def account(stunet: STUNet) -> Inflation:
     """What is new and what is frozen in ``stunet``, in the order in which a clip passes."""
     temporal, widths = stunet.temporal, stunet.config.block_out_channels
     level_parts = {"conv_in", "down_blocks", "mid_block", "up_blocks", "conv_norm_out", "conv_out", "temporal"}
     embeddings = [child for name, child in stunet.named_children() if name not in level_parts]
-    parts = [_part("embeddings of noise level and text", embeddings, []), _part("stem", [stunet.conv_in], [])]
+    parts = [
+        _part("embeddings of noise level and text", embeddings, []),
+        _part("stem", [stunet.conv_in], [temporal.given] if temporal.given else []),
+    ]
     for level, width in enumerate(widths):
         new = [temporal.down[level], *temporal.halve_time[level : level + 1]]
         parts.append(_part(f"down {level + 1} ({width} channels)", [stunet.down_blocks[level]], new))

@@ -48,6 +48,7 @@ class TemporalLayers(nn.Module):
         def resize(kind: type[TemporalDownsample] | type[TemporalUpsample], channels: int) -> nn.Module:
             return kind(channels, kernel_frames=settings.kernel_frames, resize_init=settings.resize_init)
 
+        self.given = given_stem(unet, settings.conditioning_channels) if settings.conditioning_channels else None
         coarsest = len(widths) - 1
         self.down = nn.ModuleList(block(width, index == coarsest) for index, width in enumerate(widths))
         self.halve_time = nn.ModuleList(
@@ -60,6 +61,14 @@ class TemporalLayers(nn.Module):
             resize(TemporalUpsample, width) if halves else nn.Identity()
             for width, halves in zip(widths[:0:-1], halve_time[::-1], strict=True)
         )
+
+
+def given_stem(unet: UNet2DConditionModel, channels: int) -> nn.Conv2d:
+    """A second first convolution, for <C, M>; it starts at zero, and says nothing where nothing is given."""
+    own = unet.conv_in
+    stem = nn.Conv2d(channels, own.out_channels, own.kernel_size, padding=own.padding, bias=False)
+    nn.init.zeros_(stem.weight)
+    return stem
 
 
 class STUNet(UNet2DConditionModel):
@@ -220,8 +229,9 @@ class STUNet(UNet2DConditionModel):
     ) -> UNet2DConditionOutput | tuple[Tensor]:
         """The prediction [B, out_channels, T, H, W] for noisy clips ``sample`` [B, in_channels, T, H, W].
 
-        diffusers' arguments in diffusers' order, and all of them per clip: ``timestep`` a number or [B],
-        ``encoder_hidden_states`` [B, L, D], ``encoder_attention_mask`` [B, L] (1: keep), class labels and added
+        A widened network (``inflate.widen_input``) also takes them with <C, M> behind as more channels; without,
+        nothing is given. diffusers' arguments in diffusers' order, and all of them per clip: ``timestep`` a number or
+        [B], ``encoder_hidden_states`` [B, L, D], ``encoder_attention_mask`` [B, L] (1: keep), class labels and added
         embeddings [B, ...]. A clip of one frame passes as an image, without the temporal layers.
         Raises ValueError for sizes that the network cannot halve, and for residuals, which no image level could place.
         """
@@ -259,7 +269,11 @@ class STUNet(UNet2DConditionModel):
         """The way down, through the middle and up: at each level image layers, then a layer that mixes frames."""
         clip = _Clip(sample.shape[2], heard, told)
         temporal, run = self.temporal, self._run
-        frames = image_unet.stem(self, fold_time(sample))
+        own = self.config.in_channels
+        frames = image_unet.stem(self, fold_time(sample[:, :own]))
+        if sample.shape[1] > own:
+            given = fold_time(sample[:, own:]).contiguous(memory_format=torch.channels_last)
+            frames = frames + temporal.given(given)
         skips = [frames]
         for level, block in enumerate(self.down_blocks):
             for layer in image_unet.layers(block):
@@ -304,8 +318,11 @@ class STUNet(UNet2DConditionModel):
                 " (one image is a clip of one frame: image[:, :, None])"
             )
         _, channels, frames, height, width = sample.shape
-        if channels != self.config.in_channels:
-            raise ValueError(f"sample has {channels} channels; this network takes {self.config.in_channels}")
+        own = self.config.in_channels
+        given = self.temporal.given.in_channels if self.temporal.given is not None else 0
+        if channels not in (own, own + given):
+            allowed = f"{own}, or {own + given} with what is given" if given else str(own)
+            raise ValueError(f"sample has {channels} channels; this network takes {allowed}")
         if frames == 0:
             raise ValueError("the clip has no frames")
         step = self.temporal_factor

@@ -46,6 +46,8 @@ class TemporalSettings(Settings):
     resize_init: Literal["identity", "standard"] = "identity"
     # Whether the blocks hear the noise level and the mean text state.
     hears_time_and_text: bool = False
+    # Channels of <C, M>, what of the clip is given, for which there is a second first convolution; 0: not told.
+    conditioning_channels: int = Field(default=0, ge=0)
 
     @field_validator("kernel_frames", "kernel_px")
     @classmethod
