@@ -236,7 +236,8 @@ def _region(
     """What keeps the clip inside of a random region, or outside of it."""
 
     def kept(clip: Tensor, generator: torch.Generator) -> Conditioning:
-        region = make(*clip.shape[2:], generator)
+        frames, height, width = clip.shape[2:]
+        region = make(frames, height, width, generator)
         return kept_region(clip, 1 - region if is_given else region)
 
     return kept
@@ -245,7 +246,8 @@ def _region(
 def _cinemagraph(clip: Tensor, generator: torch.Generator) -> Conditioning:
     """As the application, but of a clip: outside the region it must stand still, so all of it is the first frame's."""
     make = moving_boxes if float(torch.rand((), generator=generator)) < 0.5 else moving_blobs
-    region = make(1, *clip.shape[3:], generator)[:, :, 0]
+    height, width = clip.shape[3:]
+    region = make(1, height, width, generator)[:, :, 0]
     return cinemagraph(clip[:, :, 0], region, clip.shape[2])
 
 

@@ -110,8 +110,8 @@ def widen_input(stunet: STUNet, channels: int) -> STUNet:
     if stunet.settings.conditioning_channels:
         raise ValueError(f"the network is widened already, for {stunet.settings.conditioning_channels} channels")
     settings = stunet.settings.model_copy(update={"conditioning_channels": channels})
-    stem = given_stem(stunet, channels).to(stunet.conv_in.weight.device, stunet.conv_in.weight.dtype)
-    stunet.temporal.given = stem.to(memory_format=torch.channels_last)
+    stem = given_stem(stunet, channels)
+    stunet.temporal.given = stem.to(stunet.conv_in.weight.device, stunet.conv_in.weight.dtype)
     stunet.register_to_config(temporal_settings=settings.model_dump(mode="json"))
     return stunet
 

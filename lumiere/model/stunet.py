@@ -271,7 +271,7 @@ class STUNet(UNet2DConditionModel):
         temporal, run = self.temporal, self._run
         own = self.config.in_channels
         frames = image_unet.stem(self, fold_time(sample[:, :own]))
-        if sample.shape[1] > own:
+        if temporal.given is not None and sample.shape[1] > own:
             given = fold_time(sample[:, own:]).contiguous(memory_format=torch.channels_last)
             frames = frames + temporal.given(given)
         skips = [frames]
