@@ -7,8 +7,10 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import resca
 from torch import Tensor, nn
 
 from lumiere.conditioning.text import TextStates
-from lumiere.diffusion.denoiser import Clipped, Conditioned, Guided
+from lumiere.diffusion.denoiser import Clipped, Conditioned, Guided, Kept
 from lumiere.diffusion.objective import Objective
+from lumiere.diffusion.sample import sample
+from lumiere.diffusion.schedulers import SAMPLERS, named_scheduler
 
 
 class Toy(nn.Module):
@@ -147,3 +149,39 @@ def test_a_prediction_that_is_inside_is_not_touched() -> None:
     clean, noise = NOISY.clamp(-0.9, 0.9), NOISY.flip(0)
     noisy, target = objective.add_noise(clean, noise, TIME), objective.target(clean, noise, TIME)
     assert torch.equal(Clipped(lambda *_: target, objective)(noisy, TIME), target)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_given_values_are_in_every_clean_clip_and_at_the_end(name: str) -> None:
+    shape = (2, 3, 4, 5, 5)
+    values = torch.rand(shape, generator=torch.Generator().manual_seed(1)) * 1.6 - 0.8
+    mask = torch.zeros(2, 1, 4, 5, 5)
+    mask[:, :, 0], mask[1, :, :, 3:] = 1, 1
+    like = DDIMScheduler(
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+    )
+    scheduler = named_scheduler(name, like)
+
+    def network(noisy: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(noisy.flip(2)) * 0.5
+
+    kept = Kept(network, Objective.from_scheduler(scheduler), values=values, mask=mask)
+    generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
+    is_given = mask.expand(shape) > 0
+    for step in sample(kept, scheduler, noise=torch.randn(shape), generators=generators, num_steps=8):
+        clean = step.clean()
+        if step.index:  # Some classes keep a trace of signal in pure noise, which fp32 cannot take back.
+            assert torch.allclose(clean[is_given], values[is_given], atol=1e-3)
+    # At its last step DDIM may stop one timestep short of clean, and LCM's steps are noised again.
+    assert torch.allclose(step.clip[is_given], values[is_given], atol=0.05)
+    assert not torch.allclose(step.clip[~is_given], values[~is_given], atol=0.2)
+
+
+def test_keeping_nothing_changes_nothing() -> None:
+    objective = Objective.from_scheduler(DDIMScheduler(prediction_type="v_prediction"))
+    guided = Guided(Toy(), text(0), negative=text(1), scale=3.0)
+    kept = Kept(guided, objective, values=NOISY, mask=torch.zeros(2, 1, 4, 5, 5))
+    assert torch.equal(kept(NOISY, TIME), guided(NOISY, TIME))

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from lumiere.conditioning.frames import MaskMix
 from lumiere.config import find_recipe, load_settings
 from lumiere.data.batches import StorybookBatches, StorybookSettings
 from lumiere.data.storybook import TURNING_MOTIONS, is_held_out
@@ -180,3 +181,20 @@ def test_training_goes_on_from_a_pipeline(tmp_path: Path, image_network: Path) -
     after = load_file(longer / "unet" / "diffusion_pytorch_model.safetensors")
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved and all(name.startswith("temporal.") for name in moved)
+
+
+def test_the_base_learns_to_be_told_part_of_the_clip(tmp_path: Path, image_network: Path) -> None:
+    base = train("text_to_video_smoke", ["--out", str(tmp_path / "base"), "--image", str(image_network)])
+    before = load_file(base / "unet" / "diffusion_pytorch_model.safetensors")
+    told = train("conditional_smoke", ["--out", str(tmp_path / "told"), "--start_from", str(base)])
+    after = load_file(told / "unet" / "diffusion_pytorch_model.safetensors")
+    assert after.keys() - before.keys() == {"temporal.given.weight"}
+    assert bool((after["temporal.given.weight"] != 0).any())
+    assert all(torch.equal(before[name], after[name]) for name in before if not name.startswith("temporal."))
+    lines = [json.loads(line) for line in (tmp_path / "told" / "metrics.jsonl").read_text().splitlines()]
+    assert any("held_out/loss_given" in line for line in lines)
+    again = train("conditional_smoke", ["--out", str(tmp_path / "again"), "--start_from", str(told)])
+    assert load_file(again / "unet" / "diffusion_pytorch_model.safetensors").keys() == after.keys()
+    with pytest.raises(ValueError, match="every share"):
+        nothing = [f"--given.{name}=0" for name in MaskMix.model_fields]
+        train("conditional_smoke", ["--out", str(tmp_path / "none"), "--start_from", str(base), *nothing])

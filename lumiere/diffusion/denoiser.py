@@ -115,6 +115,24 @@ class Clipped:
         return self.objective.moved(prediction, timestep, by=clean.clamp(-self.limit, self.limit) - clean)
 
 
+class Kept:
+    """A Denoiser whose implied clean clip holds the given values where ``mask`` is above 0.
+
+    ``values`` and ``mask`` are [B, C, T, H, W], the mask's channels 1 or C. It goes around guidance and windows, so
+    that what is given is in the clip that the scheduler steps from.
+    """
+
+    def __init__(self, denoiser: Denoiser, objective: Objective, *, values: Tensor, mask: Tensor) -> None:
+        self.denoiser, self.objective, self.values, self.mask = denoiser, objective, values, mask
+
+    def __call__(self, noisy: Tensor, timestep: Tensor) -> Tensor:
+        """The prediction [B, C, T, H, W], moved where something is given."""
+        prediction = self.denoiser(noisy, timestep)
+        clean = self.objective.clean_from(prediction, noisy, timestep)
+        by = torch.where(self.mask > 0, self.values - clean, torch.zeros_like(clean))
+        return self.objective.moved(prediction, timestep, by=by)
+
+
 def _twice(beside: Beside | None) -> Beside | None:
     """The same for two passes in one batch."""
     if beside is None:

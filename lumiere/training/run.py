@@ -46,6 +46,10 @@ def _stage(path: Path) -> tuple[type[Any], Callable[[Any], Callable[[], Path]]]:
             from lumiere.training.stages.text_to_video import TextToVideo, TextToVideoSettings
 
             return TextToVideoSettings, partial(_trainer, TextToVideo)
+        case "conditional":
+            from lumiere.training.stages.conditional import Conditional, ConditionalSettings
+
+            return ConditionalSettings, partial(_trainer, Conditional)
         case "finetune_clips":
             from lumiere.training.finetune import FineTuning
             from lumiere.training.stages.finetune_clips import FinetuneSettings
@@ -55,5 +59,5 @@ def _stage(path: Path) -> tuple[type[Any], Callable[[Any], Callable[[], Path]]]:
             from lumiere.training.stages.super_resolution import SuperResolutionSettings, SuperResolutionTraining
 
             return SuperResolutionSettings, partial(_trainer, SuperResolutionTraining)
-    known = "text_to_image, text_to_video, finetune_clips, super_resolution"
+    known = "text_to_image, text_to_video, conditional, finetune_clips, super_resolution"
     raise ValueError(f"{path}: stage is {name!r}; known are {known}")

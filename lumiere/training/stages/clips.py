@@ -64,22 +64,35 @@ class ClipStage:
     def losses(self, step: int, count: int) -> Tensor:
         """Denoising loss [B] of the step's clips."""
         batch = self.data.batch(step, count)
-        clean = self.codec.encode(batch.clips)
+        clips, given = self.given(batch.clips, step)
+        clean = self.codec.encode(clips)
         noise, timesteps, luck = draw_noise(
             tuple(clean.shape), self.objective.num_timesteps, self.noise, seed=self.loop.seed, step=step
         )
         kept = (luck >= self.caption_dropout).tolist()
         captions = [caption if keep else "" for caption, keep in zip(batch.captions, kept, strict=True)]
-        return self.denoising(self.network, clean, noise, timesteps, captions)
+        return self.denoising(self.network, clean, noise, timesteps, captions, given)
+
+    def given(self, clips: Tensor, step: int) -> tuple[Tensor, Tensor | None]:
+        """The clips [B, 3, T, H, W] to be made at a step, and <C, M> [B, c, T, h, w] of them that the network is told:
+        here nothing."""
+        return clips, None
 
     def denoising(
-        self, network: nn.Module, clean: Tensor, noise: Tensor, timesteps: Tensor, captions: list[str]
+        self,
+        network: nn.Module,
+        clean: Tensor,
+        noise: Tensor,
+        timesteps: Tensor,
+        captions: list[str],
+        given: Tensor | None = None,
     ) -> Tensor:
         """The loss [B] of ``network`` on clean clips in its own space, noised to ``timesteps``."""
         text, dtype = self.text.encode(captions), self.unet.dtype
 
         def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
-            return network(noisy.to(dtype), timestep, text.states.to(dtype), encoder_attention_mask=text.mask).sample
+            seen = noisy if given is None else channels_last(torch.cat([noisy, given.to(noisy)], dim=1))
+            return network(seen.to(dtype), timestep, text.states.to(dtype), encoder_attention_mask=text.mask).sample
 
         clean, noise = (channels_last(clip.to(self.device)) for clip in (clean, noise))
         return self.objective.loss(predict, clean, noise=noise, timestep=timesteps.to(self.device))

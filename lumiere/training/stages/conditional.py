@@ -1,0 +1,87 @@
+"""The base learns to be told part of the clip: <J, C, M>, with the masks of every application mixed."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from lumiere.conditioning.frames import MaskMix, num_channels, random_conditioning
+from lumiere.conditioning.text import freeze
+from lumiere.config import Settings
+from lumiere.data.batches import StorybookBatches, StorybookSettings
+from lumiere.device import choose_placement
+from lumiere.model.inflate import widen_input
+from lumiere.pipeline import LumierePipeline
+from lumiere.training.loop import LoopSettings
+from lumiere.training.noise import NoiseSettings, even_timesteps
+from lumiere.training.stages.clips import ClipStage
+
+
+class ConditionalSettings(Settings):
+    """A run of the stage."""
+
+    stage: Literal["conditional"]
+    out: str
+    """Folder of the run."""
+    start_from: str | None
+    """Pipeline folder of the text-to-video base; null is the one inside the package."""
+    loop: LoopSettings
+    data: StorybookSettings = StorybookSettings()
+    given: MaskMix = MaskMix()
+    """How often what of the clip is given."""
+    noise: NoiseSettings = NoiseSettings(mean=2.2, std=1.5)
+    caption_dropout: float = Field(default=0.1, ge=0, lt=1)
+    num_validation_clips: int = Field(default=16, ge=1)
+
+
+class Conditional(ClipStage):
+    """Trains the temporal layers and the second first convolution; everything pretrained stays frozen."""
+
+    def __init__(self, settings: ConditionalSettings) -> None:
+        settings.given.kinds()
+        torch.manual_seed(settings.loop.seed)
+        pipeline = LumierePipeline.from_pretrained(settings.start_from)
+        if not pipeline.unet.settings.conditioning_channels:
+            widen_input(pipeline.unet, num_channels(pipeline.codec))
+        pipeline.unet.freeze_image()
+        pipeline.unet.to(memory_format=torch.channels_last)
+        freeze(pipeline.text_encoder)
+        pipeline.register_to_config(num_frames=settings.data.num_frames)
+        self.mix = settings.given
+        super().__init__(
+            pipeline,
+            StorybookBatches(
+                settings.data, seed=settings.loop.seed, device=choose_placement(settings.loop.device).device
+            ),
+            loop=settings.loop,
+            noise=settings.noise,
+            caption_dropout=settings.caption_dropout,
+            num_validation_clips=settings.num_validation_clips,
+        )
+
+    def given(self, clips: Tensor, step: int) -> tuple[Tensor, Tensor | None]:
+        """Random parts of the clips, drawn from (seed, step) alone."""
+        return self._drawn(clips, torch.Generator().manual_seed(self.loop.seed * 1_000_003 + step * 2 + 3_000_000_019))
+
+    def validate(self) -> dict[str, float]:
+        """The loss with nothing given, and with each kind of mask, on held-out clips at evenly spread timesteps."""
+        numbers = super().validate()
+        count = self.num_validation_clips
+        batch = self.data.batch(0, count, held_out=True)
+        timesteps = even_timesteps(count, self.objective.num_timesteps)
+        generator = torch.Generator().manual_seed(1)
+        clips, given = self._drawn(batch.clips, generator)
+        losses: list[Any] = []
+        for index in range(count):
+            one = slice(index, index + 1)
+            clean = self.codec.encode(clips[one])
+            noise = torch.randn(clean.shape, generator=generator)
+            losses.append(self.denoising(self.unet, clean, noise, timesteps[one], batch.captions[one], given[one]))
+        return numbers | {"loss_given": float(torch.cat(losses).mean())}
+
+    def _drawn(self, clips: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        conditioning = random_conditioning(clips.cpu(), self.mix, generator)
+        return conditioning.put_into(clips), conditioning.encoded(self.codec)
