@@ -19,8 +19,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lumiere.codec import PixelBlocks
+from lumiere.conditioning.frames import Conditioning
 from lumiere.conditioning.text import TextStates, text_encoder_for, text_notes
-from lumiere.diffusion.denoiser import Clipped, Denoiser, Guided
+from lumiere.diffusion.denoiser import Beside, Clipped, Denoiser, Guided, Kept
 from lumiere.diffusion.objective import Objective
 from lumiere.diffusion.sample import Step, draw_noise, sample
 from lumiere.diffusion.schedulers import check_scheduler, named_scheduler
@@ -140,6 +141,7 @@ class LumierePipeline(DiffusionPipeline):
         negative_prompt: str | Sequence[str] | None = None,
         timestep_shift: float | None = None,
         super_resolution: bool = True,
+        conditioning: Conditioning | None = None,
         num_videos_per_prompt: int = 1,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         latents: Tensor | None = None,
@@ -153,10 +155,11 @@ class LumierePipeline(DiffusionPipeline):
         What is None is the model's own. ``generator``: one per clip, or one that was not drawn from yet, whose seed
         the first clip takes, seed + 1 the second, and so on. ``timestep_shift`` above 1 spends more of the steps where
         there is much noise (1 is even; some schedulers take no other). ``latents`` [B, C, T, h, w] is standard normal
-        noise in the network's space. ``super_resolution`` False leaves the clip as the base makes it. A callback may
-        ask for "latents" and for "clean", the clip that the network had in mind at that step; the latents that it
-        returns are gone on with. Raises ValueError before long work for what cannot be done, and at the first step
-        whose clip is not made of numbers.
+        noise in the network's space. ``super_resolution`` False leaves the clip as the base makes it. ``conditioning``
+        is what of the base's clips is given, and comes back as it is. A callback may ask for "latents" and for
+        "clean", the clip that the network had in mind at that step; the latents that it returns are gone on with.
+        Raises ValueError before long work for what cannot be done, and at the first step whose clip is not made of
+        numbers.
         """
         prompts = _prompts(prompt, num_videos_per_prompt)
         steps = self.config.default_steps if num_inference_steps is None else num_inference_steps
@@ -167,7 +170,7 @@ class LumierePipeline(DiffusionPipeline):
         asked = self._checked_options(steps, output_type, callback_on_step_end_tensor_inputs)
 
         states = self._states(prompts, negatives)
-        denoiser = self._denoiser(*states, scale)
+        denoiser = self._denoiser(*states, scale, self._checked_given(conditioning, shape))
         noise = self._noise(shape, generators, latents)
         reverse = sample(
             denoiser,
@@ -182,6 +185,8 @@ class LumierePipeline(DiffusionPipeline):
                 self._tell(callback_on_step_end, step, asked)
                 bar.update()
         clip = self.codec.decode(step.clip)
+        if conditioning is not None:
+            clip = conditioning.put_into(clip)
         if super_resolution and self.super_resolution is not None:
             clip = self.super_resolution(
                 clip.clamp(-1, 1), states=states, prompts=(prompts, negatives), generator=generators
@@ -206,8 +211,24 @@ class LumierePipeline(DiffusionPipeline):
         told, not_told = (self._moved(encoder.encode(texts)) for texts in (prompts, negatives))
         return told, not_told
 
-    def _denoiser(self, told: TextStates, not_told: TextStates, scale: float) -> Denoiser:
-        """The network, told what to make and what not."""
+    def _checked_given(self, conditioning: Conditioning | None, shape: tuple[int, ...]) -> Conditioning | None:
+        """What is given, where the network runs; refused when it does not fit the clips or the network."""
+        if conditioning is None:
+            return None
+        if not self.unet.settings.conditioning_channels:
+            raise ValueError(
+                "this base was never told of given frames (train it with `lumiere train conditional`, or load one that"
+                " was)"
+            )
+        factor = self.codec.spatial_factor
+        wanted = (shape[0], 3, shape[2], shape[3] * factor, shape[4] * factor)
+        if tuple(conditioning.pixels.shape) != wanted:
+            raise ValueError(f"given are clips {list(conditioning.pixels.shape)}; this call makes {list(wanted)}")
+        device = self._execution_device
+        return Conditioning(conditioning.pixels.to(device), conditioning.mask.to(device))
+
+    def _denoiser(self, told: TextStates, not_told: TextStates, scale: float, given: Conditioning | None) -> Denoiser:
+        """The network, told what to make and what not, and what is given."""
         count = self.scheduler.config.num_train_timesteps
         low, high = self.config.guidance_interval
         denoiser: Denoiser = Guided(
@@ -218,10 +239,15 @@ class LumierePipeline(DiffusionPipeline):
             timesteps=(low * count - 1, high * count - 1),
             rescale=self.config.guidance_rescale,
             is_batched=self._execution_device.type != "cpu",
+            beside=None if given is None else Beside(given.encoded(self.codec)),
         )
+        objective = Objective.from_scheduler(self.scheduler)
         if self.scheduler.config.get("clip_sample"):
             limit = self.scheduler.config.get("clip_sample_range", 1.0)
-            denoiser = Clipped(denoiser, Objective.from_scheduler(self.scheduler), limit=limit)
+            denoiser = Clipped(denoiser, objective, limit=limit)
+        if given is not None:
+            mask = self.codec.encode(given.mask.expand(-1, 3, -1, -1, -1))
+            denoiser = Kept(denoiser, objective, values=self.codec.encode(given.pixels), mask=mask)
         return denoiser
 
     def _moved(self, text: TextStates) -> TextStates:

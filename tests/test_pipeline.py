@@ -16,9 +16,11 @@ from safetensors.torch import load_file, save_file
 
 import lumiere.pipeline
 from lumiere.codec import PixelBlocks
+from lumiere.conditioning.frames import first_frame, nothing, num_channels
 from lumiere.conditioning.text import T5Text
 from lumiere.diffusion.sample import draw_noise
 from lumiere.diffusion.schedulers import SAMPLERS, named_scheduler
+from lumiere.model.inflate import widen_input
 from lumiere.pipeline import LumierePipeline, as_frames, clip_generators
 from tests.tiny_pipeline import tiny_pipeline
 
@@ -401,3 +403,24 @@ def test_offloaded_to_the_cpu_a_clip_is_the_same() -> None:
     assert np.abs(on_gpu - offloaded).max() < 1e-3
     assert np.abs(expected - offloaded).max() < 1e-2
     assert pipeline.unet.device.type == "cpu"
+
+
+def test_what_is_given_comes_back_and_changes_the_rest() -> None:
+    pipeline = tiny_pipeline()
+    image = torch.rand(1, 3, 16, 16, generator=generator(5)) * 2 - 1
+    given = first_frame(image, 8)
+    call: dict[str, Any] = {"num_inference_steps": 3, "output_type": "pt"}
+    with pytest.raises(ValueError, match="never told of given frames"):
+        pipeline(PROMPT, conditioning=given, **call)
+    widen_input(pipeline.unet, num_channels(pipeline.codec))
+    before = pipeline(PROMPT, generator=generator(0), **call).frames
+    torch.nn.init.normal_(pipeline.unet.temporal.given.weight, generator=generator(1))
+    # Nothing given is the same as not to speak of it.
+    for conditioning in (None, nothing((1, 3, 8, 16, 16))):
+        made = pipeline(PROMPT, generator=generator(0), conditioning=conditioning, **call).frames
+        assert torch.allclose(made, before, atol=1e-5)
+    animated = pipeline(PROMPT, generator=generator(0), conditioning=given, **call).frames
+    assert torch.equal(animated[:, 0], image / 2 + 0.5)
+    assert not torch.allclose(animated[:, 1:], before[:, 1:], atol=1e-2)
+    with pytest.raises(ValueError, match="this call makes"):
+        pipeline(PROMPT, conditioning=first_frame(image, 4), **call)
