@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from lumiere.codec import Codec, Latents, PixelBlocks
 from lumiere.conditioning.text import TextStates, text_encoder_for
-from lumiere.diffusion.denoiser import Beside, Clipped, Denoiser, Guided
-from lumiere.diffusion.multidiffusion import Windowed, clip_windows
+from lumiere.diffusion.denoiser import Beside, Clipped, Denoiser, Guided, Window
+from lumiere.diffusion.multidiffusion import WindowDenoiser, Windowed, clip_windows
 from lumiere.diffusion.objective import Objective
 from lumiere.diffusion.sample import Step, draw_frame_noise, mixed_generator, sample
 from lumiere.diffusion.schedulers import check_scheduler
@@ -102,6 +102,8 @@ class SuperResolutionStage(DiffusionPipeline):
             timestep_shift=timestep_shift,
         )
         self.codec: Codec = PixelBlocks(pixel_block_size) if vae is None else Latents(vae)
+        # How the windows of one step become one prediction; experiments put others in its place.
+        self.merge: Callable[[WindowDenoiser, Sequence[Window]], Denoiser] = Windowed
 
     @classmethod
     def from_folder(cls, folder: str | PathLike[str], **options: Any) -> SuperResolutionStage:
@@ -268,7 +270,7 @@ class SuperResolutionStage(DiffusionPipeline):
             side=None if config.window_px is None else config.window_px // factor,
             side_overlap=config.window_px_overlap // factor,
         )
-        denoiser: Denoiser = Windowed(guided, windows)
+        denoiser = self.merge(guided, windows)
         if self.scheduler.config.get("clip_sample") and self.vae is None:
             limit = self.scheduler.config.get("clip_sample_range", 1.0)
             denoiser = Clipped(denoiser, Objective.from_scheduler(self.scheduler), limit=limit)

@@ -44,12 +44,15 @@ def states(batch: int = 1, width: int = 12) -> tuple[TextStates, TextStates]:
     return TextStates(noise(1, 5, width, seed=1).expand(batch, -1, -1)), TextStates(torch.zeros(batch, 5, width))
 
 
-def stage(**settings: Any) -> SuperResolutionStage:
-    """A stage of the embedded kind: 2x2 pixel blocks, time halved once, every layer has something to say."""
+def stage(*, width: int = 12, **settings: Any) -> SuperResolutionStage:
+    """A stage of the embedded kind: 2x2 pixel blocks, time halved once, every layer has something to say.
+
+    ``width`` is that of the text states that it hears.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         temporal = TemporalSettings(halve_time=(True, False), hears_time_and_text=True)
-        unet = STUNet.from_image_unet(video_upscaler(), temporal=temporal)
+        unet = STUNet.from_image_unet(video_upscaler(width=width), temporal=temporal)
         for weight in unet.temporal_parameters():
             torch.nn.init.normal_(weight, std=0.05)
     scheduler = DDIMScheduler(

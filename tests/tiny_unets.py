@@ -125,7 +125,7 @@ def embedded(halvings: int = 2) -> UNet2DConditionModel:
     )
 
 
-def video_upscaler(halvings: int = 2) -> UNet2DConditionModel:
+def video_upscaler(halvings: int = 2, *, width: int = 12) -> UNet2DConditionModel:
     """The shape of the embedded super-resolution stage: the small clip's 2x2 blocks beside the large one's."""
     return _build(
         halvings,
@@ -133,7 +133,7 @@ def video_upscaler(halvings: int = 2) -> UNet2DConditionModel:
         up=["CrossAttnUpBlock2D"] + ["UpBlock2D"] * halvings,
         in_channels=24,
         out_channels=12,
-        cross_attention_dim=12,
+        cross_attention_dim=width,
         attention_head_dim=4,
         layers_per_block=1,
         class_embed_type="timestep",
