@@ -4,6 +4,7 @@ Reading goes by true presentation times and ends in the right pictures or in a V
 temporary name, so that a file is either whole or not there.
 """
 
+from lumiere.media.image import read_image, read_mask_image
 from lumiere.media.picture import BrokenOff, VideoInfo
 from lumiere.media.read import VIDEO_SUFFIXES, iterate_frames, probe, read_clip
 from lumiere.media.recipe import read_recipe
@@ -18,6 +19,8 @@ __all__ = [
     "iterate_frames",
     "probe",
     "read_clip",
+    "read_image",
+    "read_mask_image",
     "read_recipe",
     "write_clip",
     "write_like",
