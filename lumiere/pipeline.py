@@ -22,6 +22,7 @@ from lumiere.codec import PixelBlocks
 from lumiere.conditioning.frames import Conditioning
 from lumiere.conditioning.text import TextStates, text_encoder_for, text_notes
 from lumiere.diffusion.denoiser import Beside, Clipped, Denoiser, Guided, Kept
+from lumiere.diffusion.multidiffusion import Windowed, clip_windows
 from lumiere.diffusion.objective import Objective
 from lumiere.diffusion.sample import Step, draw_noise, sample
 from lumiere.diffusion.schedulers import check_scheduler, named_scheduler
@@ -47,7 +48,8 @@ class LumierePipeline(DiffusionPipeline):
     there is one, super-resolution that makes the clip larger.
 
     ``pixel_block_size`` says how pixels become the network's channels. The other settings are what a call uses when
-    it is not told otherwise; they belong to the weights and are saved with them. ``height`` and ``width`` None mean
+    it is not told otherwise; they belong to the weights and are saved with them. More than ``num_frames`` are made in
+    windows of so many that overlap by half (temporal MultiDiffusion). ``height`` and ``width`` None mean
     the network's own size. ``guidance_interval`` is the part of the noise schedule, 0 (clean) to 1 (noise), in which
     guidance acts; None is all of it.
     """
@@ -170,7 +172,7 @@ class LumierePipeline(DiffusionPipeline):
         asked = self._checked_options(steps, output_type, callback_on_step_end_tensor_inputs)
 
         states = self._states(prompts, negatives)
-        denoiser = self._denoiser(*states, scale, self._checked_given(conditioning, shape))
+        denoiser = self._denoiser(*states, scale, self._checked_given(conditioning, shape), shape)
         noise = self._noise(shape, generators, latents)
         reverse = sample(
             denoiser,
@@ -227,11 +229,18 @@ class LumierePipeline(DiffusionPipeline):
         device = self._execution_device
         return Conditioning(conditioning.pixels.to(device), conditioning.mask.to(device))
 
-    def _denoiser(self, told: TextStates, not_told: TextStates, scale: float, given: Conditioning | None) -> Denoiser:
-        """The network, told what to make and what not, and what is given."""
+    def _denoiser(
+        self,
+        told: TextStates,
+        not_told: TextStates,
+        scale: float,
+        given: Conditioning | None,
+        shape: tuple[int, ...],
+    ) -> Denoiser:
+        """The network, told what to make and what not, and what is given; in windows for clips longer than its own."""
         count = self.scheduler.config.num_train_timesteps
         low, high = self.config.guidance_interval
-        denoiser: Denoiser = Guided(
+        guided = Guided(
             self.unet,
             told,
             negative=not_told,
@@ -241,6 +250,10 @@ class LumierePipeline(DiffusionPipeline):
             is_batched=self._execution_device.type != "cpu",
             beside=None if given is None else Beside(given.encoded(self.codec)),
         )
+        denoiser: Denoiser = guided
+        if shape[2] > self.config.num_frames > 1:
+            frames = self.config.num_frames
+            denoiser = Windowed(guided, clip_windows(shape, frames=frames, frames_overlap=frames // 2))
         objective = Objective.from_scheduler(self.scheduler)
         if self.scheduler.config.get("clip_sample"):
             limit = self.scheduler.config.get("clip_sample_range", 1.0)

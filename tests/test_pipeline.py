@@ -424,3 +424,21 @@ def test_what_is_given_comes_back_and_changes_the_rest() -> None:
     assert not torch.allclose(animated[:, 1:], before[:, 1:], atol=1e-2)
     with pytest.raises(ValueError, match="this call makes"):
         pipeline(PROMPT, conditioning=first_frame(image, 4), **call)
+
+
+def test_a_longer_clip_is_made_in_windows_of_the_network_s_own_length() -> None:
+    pipeline = tiny_pipeline()
+    lengths = []
+    forward = pipeline.unet.forward
+
+    def counted(sample: torch.Tensor, *inputs: Any, **options: Any) -> Any:
+        lengths.append(sample.shape[2])
+        return forward(sample, *inputs, **options)
+
+    pipeline.unet.forward = counted
+    frames = pipeline(PROMPT, num_frames=20, num_inference_steps=1, guidance_scale=1.0).frames
+    assert frames.shape[1] == 20
+    assert lengths == [8, 8, 8, 8]  # from frames 0, 4, 8 and 12 on
+    lengths.clear()
+    pipeline(PROMPT, num_frames=8, num_inference_steps=1, guidance_scale=1.0)
+    assert lengths == [8]
