@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lumiere.codec import PixelBlocks
-from lumiere.conditioning.frames import Conditioning
+from lumiere.conditioning.frames import Conditioning, kept_mask
 from lumiere.conditioning.text import TextStates, text_encoder_for, text_notes
 from lumiere.diffusion.denoiser import Beside, Clipped, Denoiser, Guided, Kept
 from lumiere.diffusion.multidiffusion import Windowed, clip_windows
@@ -158,10 +158,10 @@ class LumierePipeline(DiffusionPipeline):
         the first clip takes, seed + 1 the second, and so on. ``timestep_shift`` above 1 spends more of the steps where
         there is much noise (1 is even; some schedulers take no other). ``latents`` [B, C, T, h, w] is standard normal
         noise in the network's space. ``super_resolution`` False leaves the clip as the base makes it. ``conditioning``
-        is what of the base's clips is given, and comes back as it is. A callback may ask for "latents" and for
-        "clean", the clip that the network had in mind at that step; the latents that it returns are gone on with.
-        Raises ValueError before long work for what cannot be done, and at the first step whose clip is not made of
-        numbers.
+        is what of the clips is given, in their final size, and comes back as it is. A callback may ask for "latents"
+        and for "clean", the clip that the network had in mind at that step; the latents that it returns are gone on
+        with. Raises ValueError before long work for what cannot be done, and at the first step whose clip is not made
+        of numbers.
         """
         prompts = _prompts(prompt, num_videos_per_prompt)
         steps = self.config.default_steps if num_inference_steps is None else num_inference_steps
@@ -172,7 +172,10 @@ class LumierePipeline(DiffusionPipeline):
         asked = self._checked_options(steps, output_type, callback_on_step_end_tensor_inputs)
 
         states = self._states(prompts, negatives)
-        denoiser = self._denoiser(*states, scale, self._checked_given(conditioning, shape), shape)
+        sharpener = self.super_resolution if super_resolution else None
+        enlarged = 1 if sharpener is None else sharpener.scale
+        given = self._checked_given(conditioning, shape, enlarged)
+        denoiser = self._denoiser(*states, scale, given, shape)
         noise = self._noise(shape, generators, latents)
         reverse = sample(
             denoiser,
@@ -187,12 +190,12 @@ class LumierePipeline(DiffusionPipeline):
                 self._tell(callback_on_step_end, step, asked)
                 bar.update()
         clip = self.codec.decode(step.clip)
-        if conditioning is not None:
-            clip = conditioning.put_into(clip)
-        if super_resolution and self.super_resolution is not None:
-            clip = self.super_resolution(
-                clip.clamp(-1, 1), states=states, prompts=(prompts, negatives), generator=generators
-            )
+        if given is not None:
+            clip = given.put_into(clip)
+        if sharpener is not None:
+            texts = (prompts, negatives)
+            clip = clip.clamp(-1, 1)
+            clip = sharpener(clip, states=states, prompts=texts, given=conditioning, generator=generators)
         self.maybe_free_model_hooks()
         frames = as_frames(clip, output_type)
         return LumiereOutput(frames=frames) if return_dict else (frames,)
@@ -213,8 +216,13 @@ class LumierePipeline(DiffusionPipeline):
         told, not_told = (self._moved(encoder.encode(texts)) for texts in (prompts, negatives))
         return told, not_told
 
-    def _checked_given(self, conditioning: Conditioning | None, shape: tuple[int, ...]) -> Conditioning | None:
-        """What is given, where the network runs; refused when it does not fit the clips or the network."""
+    def _checked_given(
+        self, conditioning: Conditioning | None, shape: tuple[int, ...], enlarged: int
+    ) -> Conditioning | None:
+        """What of the base's clips is given, where it runs; refused when it does not fit the clips or the network.
+
+        It comes for clips that super-resolution makes ``enlarged`` times larger.
+        """
         if conditioning is None:
             return None
         if not self.unet.settings.conditioning_channels:
@@ -222,12 +230,11 @@ class LumierePipeline(DiffusionPipeline):
                 "this base was never told of given frames (train it with `lumiere train conditional`, or load one that"
                 " was)"
             )
-        factor = self.codec.spatial_factor
+        factor = self.codec.spatial_factor * enlarged
         wanted = (shape[0], 3, shape[2], shape[3] * factor, shape[4] * factor)
         if tuple(conditioning.pixels.shape) != wanted:
             raise ValueError(f"given are clips {list(conditioning.pixels.shape)}; this call makes {list(wanted)}")
-        device = self._execution_device
-        return Conditioning(conditioning.pixels.to(device), conditioning.mask.to(device))
+        return conditioning.made_small(enlarged).to(self._execution_device)
 
     def _denoiser(
         self,
@@ -259,7 +266,7 @@ class LumierePipeline(DiffusionPipeline):
             limit = self.scheduler.config.get("clip_sample_range", 1.0)
             denoiser = Clipped(denoiser, objective, limit=limit)
         if given is not None:
-            mask = self.codec.encode(given.mask.expand(-1, 3, -1, -1, -1))
+            mask = kept_mask(given.mask, self.codec)
             denoiser = Kept(denoiser, objective, values=self.codec.encode(given.pixels), mask=mask)
         return denoiser
 

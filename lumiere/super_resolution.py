@@ -23,8 +23,9 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from lumiere.codec import Codec, Latents, PixelBlocks
+from lumiere.conditioning.frames import Conditioning, kept_mask
 from lumiere.conditioning.text import TextStates, text_encoder_for
-from lumiere.diffusion.denoiser import Beside, Clipped, Denoiser, Guided, Window
+from lumiere.diffusion.denoiser import Beside, Clipped, Denoiser, Guided, Kept, Window
 from lumiere.diffusion.multidiffusion import WindowDenoiser, Windowed, clip_windows
 from lumiere.diffusion.objective import Objective
 from lumiere.diffusion.sample import Step, draw_frame_noise, mixed_generator, sample
@@ -136,6 +137,7 @@ class SuperResolutionStage(DiffusionPipeline):
         guidance_scale: float | None = None,
         noise_level: int | None = None,
         generator: Sequence[torch.Generator] | None = None,
+        given: Conditioning | None = None,
         salt: str = "",
         first_frame: int = 0,
         on_step: Callable[[Step], None] | None = None,
@@ -143,7 +145,8 @@ class SuperResolutionStage(DiffusionPipeline):
         """The larger clips [B, 3, T, scale*H, scale*W] of clips [B, 3, T, H, W], both in -1..1, on the CPU in fp32.
 
         ``states`` (of the prompts, of the negative prompts) take the place of prompts for a stage without a text
-        encoder. What is None is the stage's own. Of the generators, one a clip, only the seed is used: every frame has
+        encoder. What is None is the stage's own. ``given`` are pixels of the larger clips that are known, and come
+        back as they are. Of the generators, one a clip, only the seed is used: every frame has
         its own noise, by its place in the clip, so that parts of a long clip agree (``first_frame``: that of the
         first frame here; ``salt``: what tells apart stages of one seed). Raises ValueError before long work for what
         cannot be done.
@@ -152,7 +155,7 @@ class SuperResolutionStage(DiffusionPipeline):
         steps = config.default_steps if num_inference_steps is None else num_inference_steps
         scale = config.default_guidance_scale if guidance_scale is None else guidance_scale
         level = config.noise_level if noise_level is None else noise_level
-        self._check(clip, level)
+        self._check(clip, level, given)
         seeds = [one.initial_seed() for one in generator or [torch.Generator() for _ in clip]]
         if len(seeds) != len(clip):
             raise ValueError(f"{len(seeds)} generators for {len(clip)} clips; give one for each")
@@ -166,6 +169,8 @@ class SuperResolutionStage(DiffusionPipeline):
         beside = self._beside(clip, level, noise_of)
         shape = self._latent_shape(clip)
         denoiser = self._denoiser(told, not_told, beside, scale, shape)
+        if given is not None:
+            denoiser = self._keeping(denoiser, given.lengthened(clip.shape[2]).to(self._execution_device))
         noise = noise_of(shape, "start").to(self._execution_device)
         with self.progress_bar(total=steps) as bar:
             for step in sample(
@@ -180,13 +185,17 @@ class SuperResolutionStage(DiffusionPipeline):
                 if on_step is not None:
                     on_step(step)
         self.maybe_free_model_hooks()
-        return self.codec.decode(step.clip)[:, :, :length].float().cpu()
+        made = self.codec.decode(step.clip)[:, :, :length].float().cpu()
+        return made if given is None else given.put_into(made)
 
-    def _check(self, clip: Tensor, level: int) -> None:
+    def _check(self, clip: Tensor, level: int, given: Conditioning | None) -> None:
         config, factor = self.config, self.unet.temporal_factor
         check_scheduler(self.scheduler)
         if clip.ndim != 5 or clip.shape[1] != 3:
             raise ValueError(f"clip has shape {list(clip.shape)}; a stage takes clips [B, 3, T, H, W] in -1..1")
+        wanted = (*clip.shape[:3], *self.output_size(*clip.shape[-2:]))
+        if given is not None and tuple(given.pixels.shape) != wanted:
+            raise ValueError(f"given are clips {list(given.pixels.shape)}; this stage makes {list(wanted)}")
         count = self.low_res_scheduler.config.num_train_timesteps
         if not 0 <= level < count:
             raise ValueError(f"noise_level is {level}; it lies from 0 to {count - 1}")
@@ -276,6 +285,11 @@ class SuperResolutionStage(DiffusionPipeline):
             denoiser = Clipped(denoiser, Objective.from_scheduler(self.scheduler), limit=limit)
         return denoiser
 
+    def _keeping(self, denoiser: Denoiser, given: Conditioning) -> Denoiser:
+        """The same denoiser, with what is given in every clean clip that it implies."""
+        objective = Objective.from_scheduler(self.scheduler)
+        return Kept(denoiser, objective, values=self.codec.encode(given.pixels), mask=kept_mask(given.mask, self.codec))
+
     def _moved(self, text: TextStates) -> TextStates:
         """Text states where the network runs, in its dtype."""
         device = self._execution_device
@@ -320,14 +334,19 @@ class SuperResolution(ModelMixin, ConfigMixin):
         *,
         states: tuple[TextStates, TextStates],
         prompts: tuple[list[str], list[str]],
+        given: Conditioning | None = None,
         **options: Any,
     ) -> Tensor:
-        """The large clips [B, 3, T, H', W'] of small ones, in -1..1; a stage with its own encoder takes the prompts."""
+        """The large clips [B, 3, T, H', W'] of small ones, in -1..1; a stage with its own encoder takes the prompts.
+
+        ``given`` is what of the large clips is known.
+        """
+        left = self.scale
         for name, stage in zip(self.config.stages, self.stages, strict=True):
-            if stage.text_encoder is None:
-                clip = stage(clip, states=states, salt=name, **options)
-            else:
-                clip = stage(clip, *prompts, salt=name, **options)
+            left //= stage.config.scale
+            known = None if given is None else given.made_small(left)
+            told: dict[str, Any] = {"given": known, "salt": name, **options}
+            clip = stage(clip, *prompts, **told) if stage.text_encoder else stage(clip, states=states, **told)
         return clip
 
     def save_pretrained(self, save_directory: str | PathLike[str], **options: Any) -> None:

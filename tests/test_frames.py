@@ -178,3 +178,19 @@ def test_regions_lie_in_the_picture_and_some_of_them_move(make) -> None:
         assert 0.01 < float(region.mean()) < 0.9
         moved += not torch.equal(region[:, :, 0], region[:, :, -1])
     assert 5 < moved < 30
+
+
+def test_made_small_a_place_is_given_where_all_its_pixels_are() -> None:
+    source, hole = clip(), torch.zeros(1, 1, 1, 8, 8)
+    hole[..., 3:5, 2] = 1
+    made = frames.kept_region(source, hole)
+    small = made.made_small(2)
+    expected = torch.ones(4, 4)
+    expected[1:3, 1] = 0
+    assert torch.equal(small.mask[0, 0, 0], expected)
+    mean = source.unflatten(-1, (4, 2)).mean(-1).unflatten(-2, (4, 2)).mean(-2)
+    assert torch.allclose(small.pixels, mean * small.mask, atol=1e-6)
+    assert made.made_small(1) is made
+    longer = made.lengthened(9)
+    assert longer.pixels.shape[2] == 9 and longer.mask[:, :, 6:].sum() == 0
+    assert torch.equal(longer.pixels[:, :, :6], made.pixels)

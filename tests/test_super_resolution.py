@@ -18,11 +18,14 @@ from torch import Tensor
 
 import lumiere.super_resolution as super_resolution
 from lumiere import LumierePipeline, SuperResolution, SuperResolutionStage
+from lumiere.conditioning.frames import first_frame, kept_region, num_channels
 from lumiere.conditioning.text import TextStates
 from lumiere.diffusion.sample import draw_frame_noise
+from lumiere.model.inflate import widen_input
 from lumiere.model.stunet import STUNet
 from lumiere.model.temporal import TemporalSettings
 from lumiere.super_resolution import augmented, low_res_schedule
+from lumiere.video import resize_clip
 from tests.test_text import clip_text, clip_tokenizer
 from tests.tiny_pipeline import tiny_pipeline
 from tests.tiny_unets import deepfloyd_2, upscaler, video_upscaler
@@ -280,3 +283,24 @@ def test_a_pipeline_s_clip_is_the_base_s_made_larger(tmp_path: Path) -> None:
         one.set_progress_bar_config(disable=True)
     assert torch.allclose(again("a red ball", generator=seeds(1), **call).frames, sharp, atol=1e-4)
     assert next(again.to(torch.bfloat16).super_resolution.parameters()).dtype == torch.bfloat16
+
+
+def test_what_is_given_of_the_large_clip_comes_back() -> None:
+    """Through a stage alone, with frames that it had to add; and through base and stage, each told in its own size."""
+    large = clips(frames=3, size=16)
+    given = kept_region(large, (torch.arange(16) < 6).float().view(1, 1, 1, 1, 16))
+    small = resize_clip(large, (8, 8))
+    free, kept = (stage()(small, states=states(), generator=seeds(1), given=known) for known in (None, given))
+    assert torch.equal(kept[..., 6:], large[..., 6:]) and not torch.allclose(free[..., 6:], large[..., 6:], atol=0.1)
+    assert not torch.allclose(kept[..., :6], free[..., :6], atol=1e-3)
+    with pytest.raises(ValueError, match="this stage makes"):
+        stage()(small, states=states(), generator=seeds(1), given=given.made_small(2))
+    pipeline = tiny_pipeline(num_frames=4)
+    widen_input(pipeline.unet, num_channels(pipeline.codec))
+    pipeline.register_modules(super_resolution=SuperResolution.of(stage(), stage()))
+    image = torch.rand(1, 3, 64, 64) * 2 - 1
+    call: dict[str, Any] = {"num_inference_steps": 2, "output_type": "pt", "generator": seeds(1)}
+    frames = pipeline("a red ball", conditioning=first_frame(image, 4), **call).frames
+    assert frames.shape == (1, 4, 3, 64, 64) and torch.equal(frames[:, 0], image / 2 + 0.5)
+    with pytest.raises(ValueError, match=r"this call makes \[1, 3, 4, 64, 64\]"):
+        pipeline("a red ball", conditioning=first_frame(image[..., :16, :16], 4), **call)

@@ -50,6 +50,22 @@ class Conditioning:
         """
         return torch.cat([codec.encode(self.pixels), encoded_mask(self.mask, codec)], dim=1)
 
+    def made_small(self, factor: int) -> Conditioning:
+        """The same for frames ``factor`` times smaller: a place is given where all of its pixels are, as their mean."""
+        if factor == 1:
+            return self
+        window = (1, factor, factor)
+        return Conditioning.of(F.avg_pool3d(self.pixels, window), -F.max_pool3d(-self.mask, window))
+
+    def lengthened(self, num_frames: int) -> Conditioning:
+        """The same with frames added at the end, of which nothing is given."""
+        missing = (0, 0, 0, 0, 0, num_frames - self.mask.shape[2])
+        return Conditioning(F.pad(self.pixels, missing), F.pad(self.mask, missing))
+
+    def to(self, device: torch.device | str) -> Conditioning:
+        """The same on a device."""
+        return Conditioning(self.pixels.to(device), self.mask.to(device))
+
     def put_into(self, clip: Tensor) -> Tensor:
         """The clip [B, 3, T, H, W] with the given pixels in their places, bit for bit."""
         return torch.where(self.mask.to(clip.device) > 0, self.pixels.to(clip), clip)
@@ -66,6 +82,13 @@ def encoded_mask(mask: Tensor, codec: Codec) -> Tensor:
         return codec.encode(mask)
     factor = codec.spatial_factor
     return -F.max_pool3d(-mask, (1, factor, factor))
+
+
+def kept_mask(mask: Tensor, codec: Codec) -> Tensor:
+    """Which values of encoded pixels are given: the mask [B, 1, T, H, W] with a channel for each, or one for all."""
+    if isinstance(codec, PixelBlocks):
+        return codec.encode(mask.expand(-1, 3, -1, -1, -1))
+    return encoded_mask(mask, codec)
 
 
 def nothing(shape: Sequence[int]) -> Conditioning:

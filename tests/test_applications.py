@@ -1,0 +1,144 @@
+"""Every application on a tiny untrained network: what is given comes back, sizes are right, the rest is made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lumiere.applications.cinemagraph import cinemagraph
+from lumiere.applications.image_to_video import animate
+from lumiere.applications.inpainting import canvas_around, inpaint, outpaint
+from lumiere.applications.known_frames import extend, interpolate, loop, retime
+from lumiere.conditioning.frames import num_channels
+from lumiere.model.inflate import widen_input
+from lumiere.pipeline import LumierePipeline
+from lumiere.super_resolution import SuperResolution
+from lumiere.video import resize_clip
+from tests.test_super_resolution import stage
+from tests.tiny_pipeline import tiny_pipeline
+
+CALL: dict[str, Any] = {"num_inference_steps": 1}
+
+
+@pytest.fixture(scope="module")
+def base() -> LumierePipeline:
+    """Frames of 16x16 pixels, clips of 8."""
+    pipeline = tiny_pipeline()
+    widen_input(pipeline.unet, num_channels(pipeline.codec))
+    return pipeline
+
+
+def seeded() -> dict[str, Any]:
+    return {**CALL, "generator": torch.Generator().manual_seed(0)}
+
+
+def picture(height: int, width: int, *, frames: int | None = None, seed: int = 0) -> Tensor:
+    shape = (1, 3, height, width) if frames is None else (1, 3, frames, height, width)
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * 1.8 - 0.9
+
+
+def test_an_image_is_the_first_frame_in_its_own_proportions(base: LumierePipeline) -> None:
+    image = picture(20, 40)
+    made = animate(base, image, "a red ball", **seeded())
+    assert made.shape == (1, 3, 8, 8, 16)
+    assert torch.equal(made[:, :, 0], resize_clip(image[:, :, None], (8, 16))[:, :, 0])
+    assert not torch.allclose(made[:, :, 1], made[:, :, 0], atol=0.1)
+    assert torch.equal(made, animate(base, image, "a red ball", **seeded()))
+    assert animate(base, image, "a red ball", num_frames=4, **seeded()).shape[2] == 4
+
+
+def test_inpainting_keeps_every_pixel_outside_whatever_size_and_length(base: LumierePipeline) -> None:
+    clip, to_make = picture(24, 40, frames=6), torch.zeros(1, 1, 1, 24, 40)
+    to_make[..., 8:16, 10:30] = 1
+    made = inpaint(base, clip, to_make, "a red ball", **seeded())
+    assert made.shape == clip.shape
+    kept = (to_make == 0).expand_as(clip)
+    assert torch.equal(made[kept], clip[kept]) and not torch.allclose(made[~kept], clip[~kept], atol=0.2)
+    moving = to_make.repeat(1, 1, 6, 1, 1)
+    assert torch.equal(inpaint(base, clip, moving, "a red ball", **seeded()), made)
+    # What lies in the hole is not looked at.
+    other = torch.where(to_make > 0, -clip, clip)
+    assert torch.equal(inpaint(base, other, to_make, "a red ball", **seeded()), made)
+
+
+def test_outpainting_puts_the_clip_in_a_larger_picture(base: LumierePipeline) -> None:
+    clip = picture(16, 16, frames=8)
+    made = outpaint(base, clip, 2.0, "a red ball", **seeded())
+    assert made.shape == (1, 3, 8, 16, 32) and torch.equal(made[..., 8:24], clip)
+    assert float(made[..., :8].std()) > 0
+    assert canvas_around(9, 16, 1.0)[0] == (16, 16)
+    assert canvas_around(480, 640, 16 / 9) == ((480, 854), (107, 107, 0, 0))
+    with pytest.raises(ValueError, match="that shape already"):
+        outpaint(base, clip, 1.0, "a red ball", **seeded())
+
+
+def test_of_a_cinemagraph_only_the_region_moves(base: LumierePipeline) -> None:
+    image, region = picture(16, 16), torch.zeros(1, 1, 16, 16)
+    region[..., :8, :] = 1
+    made = cinemagraph(base, image, region, "a red ball", **seeded())
+    assert made.shape == (1, 3, 8, 16, 16)
+    assert torch.equal(made[..., 8:, :], image[:, :, None, 8:].expand(-1, -1, 8, -1, -1))
+    assert torch.equal(made[:, :, 0], image) and not torch.allclose(made[:, :, 1:], made[:, :, :-1], atol=0.1)
+
+
+def test_known_frames_are_where_they_belong(base: LumierePipeline) -> None:
+    first, last = picture(16, 16), picture(16, 16, seed=1)
+    made = interpolate(base, first, last, "a red ball", **seeded())
+    assert torch.equal(made[:, :, 0], first) and torch.equal(made[:, :, -1], last) and made.shape[2] == 8
+    looped = loop(base, first, "a red ball", **seeded())
+    assert looped.shape[2] == 7 and torch.equal(looped[:, :, 0], first)
+    assert not torch.equal(looped[:, :, -1], first)
+    clip = picture(16, 16, frames=5)
+    assert extend(base, clip, "a red ball", num_new=4, num_known=3, **seeded()).shape == (1, 3, 4, 16, 16)
+    slow = retime(base, clip, 0.5, "a red ball", **seeded())
+    assert slow.shape[2] == 9 and torch.equal(slow[:, :, ::2], clip)
+    assert torch.equal(retime(base, clip, 1.0, "a red ball"), clip)
+
+
+def test_a_source_longer_than_the_base_goes_through_windows(base: LumierePipeline) -> None:
+    clip, to_make = picture(16, 16, frames=19), torch.zeros(1, 1, 1, 16, 16)
+    to_make[..., 4:8, 4:8] = 1
+    made = inpaint(base, clip, to_make, "a red ball", **seeded())
+    assert made.shape == clip.shape and torch.equal(made[..., 8:, :], clip[..., 8:, :])
+
+
+def test_with_super_resolution_the_given_pixels_keep_their_sharpness() -> None:
+    pipeline = tiny_pipeline(num_frames=4)
+    widen_input(pipeline.unet, num_channels(pipeline.codec))
+    pipeline.register_modules(super_resolution=SuperResolution.of(stage()))
+    for one in pipeline.super_resolution.stages:
+        one.set_progress_bar_config(disable=True)
+    image = picture(64, 64)
+    made = animate(pipeline, image, "a red ball", **seeded())
+    assert made.shape == (1, 3, 4, 32, 32)
+    assert torch.equal(made[:, :, 0], resize_clip(image[:, :, None], (32, 32))[:, :, 0])
+    small = animate(pipeline, image, "a red ball", super_resolution=False, **seeded())
+    assert small.shape == (1, 3, 4, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("ask", "said"),
+    [
+        (lambda p: inpaint(p, picture(16, 16, frames=4), torch.ones(1, 1, 1, 16, 16), "x"), "nothing would be kept"),
+        (lambda p: inpaint(p, picture(16, 16, frames=4), torch.zeros(1, 1, 1, 16, 16), "x"), "region is empty"),
+        (lambda p: inpaint(p, picture(16, 16, frames=4), torch.zeros(1, 1, 1, 8, 16), "x"), "mask 16x8"),
+        (lambda p: inpaint(p, picture(16, 16, frames=4), torch.zeros(1, 1, 3, 16, 16), "x"), "3 frames for a video"),
+        (lambda p: cinemagraph(p, picture(16, 16), torch.full((1, 1, 16, 16), 0.5), "x"), "0 or 1 everywhere"),
+        (lambda p: interpolate(p, picture(16, 16), picture(8, 16), "x"), "different sizes"),
+        (lambda p: extend(p, picture(16, 16, frames=4), "x", num_new=0), "at least 1"),
+        (lambda p: retime(p, picture(16, 16, frames=4), 2.0, "x"), "up to 1"),
+        (lambda p: outpaint(p, picture(16, 16, frames=4), -1.0, "x"), "above 0"),
+        (lambda p: animate(p, picture(16, 16).repeat(2, 1, 1, 1), "x"), "one at a time"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(base: LumierePipeline, ask: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        ask(base)
+
+
+def test_a_base_that_was_never_told_refuses() -> None:
+    with pytest.raises(ValueError, match="never told"):
+        animate(tiny_pipeline(), picture(16, 16), "a red ball", **CALL)
