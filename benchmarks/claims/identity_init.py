@@ -39,7 +39,7 @@ class Options:
     """Folder of the image network: unet, text_encoder, tokenizer."""
     num_steps: int = 300
     seeds: tuple[int, ...] = (0, 1)
-    recipe: str = "text_to_video"
+    recipe: str = "text_to_video_short"
     out: Path = Path("docs/identity_init")
     """Files to write, without their endings."""
     overrides: tuple[str, ...] = field(default_factory=tuple)

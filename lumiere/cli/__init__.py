@@ -11,6 +11,16 @@ from collections.abc import Sequence
 import tyro
 
 from lumiere import __version__
+from lumiere.cli.edits import (
+    Animate,
+    Cinemagraph,
+    Continue,
+    Inpaint,
+    Interpolate,
+    Loop,
+    Outpaint,
+    Retime,
+)
 from lumiere.cli.evaluate import Evaluate
 from lumiere.cli.generate import Generate
 from lumiere.cli.inflate import Inflate
@@ -19,7 +29,8 @@ from lumiere.cli.train import Train
 from lumiere.cli.upscale import Upscale
 from lumiere.config import did_you_mean
 
-Verb = Generate | Upscale | Train | Evaluate | Inflate | Info
+Edit = Animate | Cinemagraph | Interpolate | Loop | Inpaint | Outpaint | Continue | Retime
+Verb = Generate | Edit | Upscale | Train | Evaluate | Inflate | Info
 VERBS = [verb.__name__.lower() for verb in typing.get_args(Verb)]
 """As tyro names them: by their classes."""
 

@@ -53,15 +53,14 @@ def checked_mask(mask: np.ndarray, path: Path) -> np.ndarray:
 
 def _opened(path: Path) -> Image.Image:
     try:
-        picture = Image.open(path)
-        check_picture_size(picture.width, picture.height, path=path)
-        count = getattr(picture, "n_frames", 1)
-        if count > 1:
-            raise ValueError(
-                f"{path} is an animation of {count} pictures; give a single picture (or the file to a verb for videos)"
-            )
-        picture.load()
-        return ImageOps.exif_transpose(picture)
+        with Image.open(path) as picture:
+            check_picture_size(picture.width, picture.height, path=path)
+            count = getattr(picture, "n_frames", 1)
+            if count > 1:
+                raise ValueError(
+                    f"{path} is an animation of {count} pictures; give a single one (or the file to a verb for videos)"
+                )
+            return ImageOps.exif_transpose(picture).copy()
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist") from None
     except (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:

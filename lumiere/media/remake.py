@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 from lumiere.media.container import opened_video
 from lumiere.media.picture import VideoInfo
 from lumiere.media.recipe import beside, recipe_json
-from lumiere.media.write import check_writable, h264_stream, under_temporary_name, yuv_frame
+from lumiere.media.write import check_writable, h264_stream, under_temporary_name, video_frame
 
 COPIED_SOUND = frozenset({"aac", "ac3", "eac3", "mp3", "alac", "opus", "flac"})
 """Codecs of sound that MP4 holds as they are; every other is encoded as AAC."""
@@ -30,11 +31,14 @@ def write_like(
     *,
     fps: float,
     recipe: dict[str, Any] | None = None,
+    with_sound: bool = True,
+    lossless: bool = False,
 ) -> Path:
     """Write pictures [H, W, 3], 8-bit, as they come, as an MP4 with the sound and the pixel shape of ``source``.
 
-    The sound is copied where MP4 can hold it. The file takes its name only when all is written. Raises ValueError
-    when the path cannot be written or is no ``.mp4``, and when no picture comes.
+    The sound is copied where MP4 can hold it. ``lossless`` keeps every bit of every pixel, in RGB. The file takes its
+    name only when all is written. Raises ValueError when the path cannot be written or is no ``.mp4``, and when no
+    picture comes.
     """
     path = Path(path)
     if path.suffix.lower() != ".mp4":
@@ -45,27 +49,36 @@ def write_like(
     comment = recipe_json(recipe) if recipe is not None else ""
     with (
         under_temporary_name(path) as temporary,
-        _sound_of(source) as sound,
+        _sound_of(source if with_sound else replace(source, has_audio=False)) as sound,
         av.open(str(temporary), "w", format="mp4", options={"movflags": "+faststart"}) as container,
     ):
         if comment:
             container.metadata["comment"] = comment
-        _mux(container, pictures, sound, rate=rate, source=source)
+        _mux(container, pictures, sound, rate=rate, source=source, lossless=lossless)
     if recipe is not None:
         with under_temporary_name(beside(path)) as temporary:
             temporary.write_text(comment + "\n", encoding="utf-8")
     return path
 
 
-def _mux(container: Any, pictures: Iterator[np.ndarray], sound: Any, *, rate: Fraction, source: VideoInfo) -> None:
+def _mux(
+    container: Any,
+    pictures: Iterator[np.ndarray],
+    sound: Any,
+    *,
+    rate: Fraction,
+    source: VideoInfo,
+    lossless: bool,
+) -> None:
     """Pictures and sound in the order of their times, so that the muxer has little to hold back."""
     stream, copy = None, None
     for index, picture in enumerate(pictures):
         if stream is None:
-            stream = h264_stream(container, rate, height=picture.shape[0], width=picture.shape[1])
+            height, width = picture.shape[:2]
+            stream = h264_stream(container, rate, height=height, width=width, lossless=lossless)
             stream.codec_context.sample_aspect_ratio = Fraction(source.pixel_aspect).limit_denominator(1000)
             copy = None if sound is None else _SoundCopy(container, *sound)
-        container.mux(stream.encode(yuv_frame(picture)))
+        container.mux(stream.encode(video_frame(picture, lossless=lossless)))
         if copy is not None:
             copy.until((index + 1) / float(rate))
     if stream is None:

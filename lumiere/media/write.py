@@ -37,13 +37,15 @@ def write_clip(
     recipe: dict[str, Any] | None = None,
     scale: int = 1,
     smooth: bool = False,
+    lossless: bool = False,
 ) -> Path:
     """Write 8-bit frames [T, H, W, 3] as a file that plays at ``fps``; the name's ending chooses the kind.
 
     ``.mp4`` (H.264, yuv420p, even sides only), ``.gif`` (256 colours), ``.webp`` and ``.apng`` (exact), no ending: a
     folder of PNG frames (exact). A clip in which nothing moves becomes a single picture in ``.webp`` and ``.apng``.
     ``scale`` enlarges by a whole number, each pixel into a square or, if ``smooth``,
-    bicubically. The recipe is stored in the comment of the file and as JSON beside it. An older clip of that name
+    bicubically. ``lossless`` keeps every bit of every pixel in ``.mp4`` too, in RGB, which few players show. The
+    recipe is stored in the comment of the file and as JSON beside it. An older clip of that name
     is replaced at the end of writing, and kept when writing fails. Returns the path.
     Raises ValueError when the frames or the path cannot be written.
     """
@@ -56,8 +58,9 @@ def write_clip(
     path.parent.mkdir(parents=True, exist_ok=True)
     rate = Fraction(fps).limit_denominator(100_000)
     pictures = (_enlarged(frame, scale, smooth) for frame in frames)
+    writer = _write_lossless_mp4 if lossless and _kind(path) == ".mp4" else WRITERS[_kind(path)]
     with under_temporary_name(path) as temporary:
-        WRITERS[_kind(path)](pictures, temporary, rate=rate, comment=comment)
+        writer(pictures, temporary, rate=rate, comment=comment)
     if recipe is not None:
         with under_temporary_name(beside(path)) as temporary:
             temporary.write_text(recipe_json(recipe) + "\n", encoding="utf-8")
@@ -207,27 +210,39 @@ def _enlarged(frame: np.ndarray, scale: int, smooth: bool) -> np.ndarray:
     return np.asarray(picture.resize((width * scale, height * scale), Image.Resampling.BICUBIC))
 
 
-def _write_mp4(pictures: Iterator[np.ndarray], path: Path, *, rate: Fraction, comment: str) -> None:
+def _write_lossless_mp4(pictures: Iterator[np.ndarray], path: Path, *, rate: Fraction, comment: str) -> None:
+    _write_mp4(pictures, path, rate=rate, comment=comment, lossless=True)
+
+
+def _write_mp4(
+    pictures: Iterator[np.ndarray], path: Path, *, rate: Fraction, comment: str, lossless: bool = False
+) -> None:
     with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
         if comment:
             container.metadata["comment"] = comment
         stream: Any = None
         for picture in pictures:
             if stream is None:
-                stream = h264_stream(container, rate, height=picture.shape[0], width=picture.shape[1])
-            container.mux(stream.encode(yuv_frame(picture)))
+                height, width = picture.shape[:2]
+                stream = h264_stream(container, rate, height=height, width=width, lossless=lossless)
+            container.mux(stream.encode(video_frame(picture, lossless=lossless)))
         container.mux(stream.encode(None))
 
 
-def yuv_frame(picture: np.ndarray) -> Any:
+def video_frame(picture: np.ndarray, *, lossless: bool = False) -> Any:
     """A picture [H, W, 3] as the encoder takes it."""
-    return av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(
-        format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG"
-    )
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+    if lossless:
+        return frame
+    return frame.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
 
 
-def h264_stream(container: Any, rate: Fraction, *, height: int, width: int) -> Any:
-    """A new H.264 stream of a container for pictures of that size."""
+def h264_stream(container: Any, rate: Fraction, *, height: int, width: int, lossless: bool = False) -> Any:
+    """A new H.264 stream of a container for pictures of that size; without loss it holds RGB, else yuv420p."""
+    if lossless:
+        stream = container.add_stream("libx264rgb", rate=rate, options={"qp": "0", "preset": "medium"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "rgb24"
+        return stream
     stream = container.add_stream("libx264", rate=rate, options={"crf": str(MP4_CRF), "preset": "medium"})
     stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
     # Said in the file, because players guess by size otherwise and shift the colours of small clips.

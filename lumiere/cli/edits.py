@@ -1,0 +1,165 @@
+"""The verbs that are given part of a clip, an image or more, or a video of which some is made anew.
+
+White in a mask is what is to be made, or may move.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from lumiere.cli.words import unset
+
+Image = Annotated[Positional[Path], arg(metavar="IMAGE")]
+Video = Annotated[Positional[Path], arg(metavar="VIDEO")]
+Prompt = Annotated[Positional[str], arg(metavar="PROMPT", help_behavior_hint="")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenOptions:
+    """What every verb takes that is given part of a clip."""
+
+    negative_prompt: Annotated[str, arg(metavar="TEXT", help_behavior_hint="")] = ""
+    """What the clip should not show."""
+
+    seed: Annotated[int, arg(metavar="N")] = 0
+    """Another seed makes another clip."""
+
+    steps: Annotated[int | None, unset("N")] = None
+    """Denoising steps."""
+
+    guidance: Annotated[float | None, unset("X")] = None
+    """How closely to follow the prompt; 1 is no guidance."""
+
+    model: Annotated[Path | None, unset("FOLDER", "the model inside the package")] = None
+    """A model folder."""
+
+    device: Annotated[str | None, unset("NAME", "the fastest of this machine")] = None
+    """cpu, cuda, cuda:1, mps, or auto."""
+
+    dtype: Annotated[str | None, unset("NAME", "what the device does fast")] = None
+    """float32, bfloat16, float16, or auto."""
+
+    out: Annotated[Path | None, unset("FILE", "outputs/NAME-VERB.mp4")] = None
+    """The file to write: .mp4, and for verbs that start from images also .gif, .webp or .apng (exact), or a folder."""
+
+    lossless: bool = False
+    """Write H.264 without loss of a bit but that of its colour format, so that what was given can be compared."""
+
+    def run(self) -> None:
+        """Make and write the clip, checking first everything that can be checked."""
+        from lumiere.cli.edit_maker import run_edit
+
+        run_edit(self)
+
+    @property
+    def verb(self) -> str:
+        """The verb's name."""
+        return type(self).__name__.lower()
+
+
+@dataclass(frozen=True)
+class Animate(GivenOptions):
+    """Bring an image to life: it is the first frame of a clip."""
+
+    image: Image
+    """The image: any size, mode and proportions."""
+    prompt: Prompt
+    """What happens."""
+    frames: Annotated[int | None, unset("N")] = None
+    """Frames of the clip, at 16 a second."""
+
+
+@dataclass(frozen=True)
+class Cinemagraph(GivenOptions):
+    """A still image of which one region moves."""
+
+    image: Image
+    """The image."""
+    prompt: Prompt
+    """What happens in the region."""
+    mask: Annotated[Path, arg(metavar="IMAGE")]
+    """A picture of the image's size, white where it may move."""
+    frames: Annotated[int | None, unset("N")] = None
+    """Frames of the clip, at 16 a second."""
+
+
+@dataclass(frozen=True)
+class Interpolate(GivenOptions):
+    """A clip from one image to another."""
+
+    first: Image
+    """The image that the clip begins with."""
+    last: Image
+    """The image that it ends with, of the same size."""
+    prompt: Prompt
+    """What happens between."""
+    frames: Annotated[int | None, unset("N")] = None
+    """Frames of the clip, at 16 a second."""
+
+
+@dataclass(frozen=True)
+class Loop(GivenOptions):
+    """A clip that can be played over and over: it comes back to the image that it begins with."""
+
+    image: Image
+    """The image."""
+    prompt: Prompt
+    """What happens."""
+    frames: Annotated[int | None, unset("N")] = None
+    """Frames that are made; the last, which is the first again, is left out."""
+
+
+@dataclass(frozen=True)
+class Inpaint(GivenOptions):
+    """Make a part of a video anew; every pixel outside stays, and so do its rate and sound."""
+
+    video: Video
+    """The video."""
+    prompt: Prompt
+    """What the part shows."""
+    mask: Annotated[Path | None, unset("FILE", "none")] = None
+    """Where to make it, in white: an image, or a video of as many frames."""
+    box: Annotated[tuple[str, ...], arg(metavar="FRAME:LEFT,TOP,RIGHT,BOTTOM ...", help_behavior_hint="")] = ()
+    """Instead of a mask: a rectangle in pixels at one or more frames, between which it glides."""
+
+
+@dataclass(frozen=True)
+class Outpaint(GivenOptions):
+    """Make a video's picture wider or higher; every pixel of it stays, and so do its rate and sound."""
+
+    video: Video
+    """The video."""
+    prompt: Prompt
+    """What the whole picture shows."""
+    to: Annotated[str, arg(metavar="W:H")] = "16:9"
+    """The new proportions, width to height."""
+
+
+@dataclass(frozen=True)
+class Continue(GivenOptions):
+    """Go on with a video where it ends; its sound ends where it ended."""
+
+    video: Video
+    """The video."""
+    prompt: Prompt
+    """What happens."""
+    frames: Annotated[int, arg(metavar="N")] = 64
+    """New frames, at the video's own rate."""
+    known: Annotated[int, arg(metavar="N")] = 16
+    """Frames of the video's end that the network sees."""
+
+
+@dataclass(frozen=True)
+class Retime(GivenOptions):
+    """Slow a video down, with the frames between made; it gets no sound."""
+
+    video: Video
+    """The video."""
+    prompt: Prompt
+    """What it shows."""
+    speed: Annotated[float, arg(metavar="X")] = 0.5
+    """The new speed, above 0 and below 1."""
