@@ -6,14 +6,19 @@ import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from lumiere import __version__
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DTYPE_CHOICES = ("auto", *DTYPES)
+
+CONTAINER = Path("/sys/fs/cgroup")
+"""Where Linux says what a container may use."""
 
 LIBRARIES = ("torch", "diffusers", "transformers", "numpy")
 
@@ -64,6 +69,23 @@ def has_fast_bfloat16(capabilities: Mapping[str, Any]) -> bool:
     ARM's ``bf16`` is not counted: torch's convolutions do not use it in every build.
     """
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+
+
+def free_bytes(device: torch.device) -> int:
+    """The memory that can still be taken on a device, in bytes: the card's, or this machine's or its container's."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    free = int(psutil.virtual_memory().available)
+    limit, used = (_number_in(CONTAINER / name) for name in ("memory.max", "memory.current"))
+    return free if limit is None or used is None else min(free, max(0, limit - used))
+
+
+def _number_in(path: Path) -> int | None:
+    """The number that a file of the control group holds; None without one, or for "max"."""
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def _fastest_device() -> torch.device:

@@ -19,11 +19,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lumiere.codec import PixelBlocks
-from lumiere.conditioning.frames import Conditioning, kept_mask
+from lumiere.conditioning.frames import Conditioning
 from lumiere.conditioning.text import TextStates, text_encoder_for, text_notes
-from lumiere.diffusion.denoiser import Beside, Clipped, Denoiser, Guided, Kept
+from lumiere.diffusion.denoiser import Beside, Denoiser, Guided, bounded
 from lumiere.diffusion.multidiffusion import Windowed, clip_windows
-from lumiere.diffusion.objective import Objective
 from lumiere.diffusion.sample import Step, draw_noise, sample
 from lumiere.diffusion.schedulers import check_scheduler, named_scheduler
 from lumiere.model.stunet import STUNet
@@ -213,7 +212,9 @@ class LumierePipeline(DiffusionPipeline):
         encoder = text_encoder_for(self.tokenizer, self.text_encoder)
         for note in text_notes(self.tokenizer, [*prompts, *negatives]):
             warnings.warn(note, stacklevel=1)
-        told, not_told = (self._moved(encoder.encode(texts)) for texts in (prompts, negatives))
+        told, not_told = (
+            encoder.encode(texts).to(self._execution_device, self.unet.dtype) for texts in (prompts, negatives)
+        )
         return told, not_told
 
     def _checked_given(
@@ -261,21 +262,7 @@ class LumierePipeline(DiffusionPipeline):
         if shape[2] > self.config.num_frames > 1:
             frames = self.config.num_frames
             denoiser = Windowed(guided, clip_windows(shape, frames=frames, frames_overlap=frames // 2))
-        objective = Objective.from_scheduler(self.scheduler)
-        if self.scheduler.config.get("clip_sample"):
-            limit = self.scheduler.config.get("clip_sample_range", 1.0)
-            denoiser = Clipped(denoiser, objective, limit=limit)
-        if given is not None:
-            mask = kept_mask(given.mask, self.codec)
-            denoiser = Kept(denoiser, objective, values=self.codec.encode(given.pixels), mask=mask)
-        return denoiser
-
-    def _moved(self, text: TextStates) -> TextStates:
-        """Text states where the network runs, in its dtype."""
-        device = self._execution_device
-        mask = None if text.mask is None else text.mask.to(device)
-        pooled = None if text.pooled is None else text.pooled.to(device, self.unet.dtype)
-        return TextStates(text.states.to(device, self.unet.dtype), mask, pooled)
+        return bounded(denoiser, self.scheduler, kept=None if given is None else given.kept(self.codec))
 
     def _noise(self, shape: tuple[int, ...], generators: list[torch.Generator], latents: Tensor | None) -> Tensor:
         if latents is None:

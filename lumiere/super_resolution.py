@@ -23,11 +23,10 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from lumiere.codec import Codec, Latents, PixelBlocks
-from lumiere.conditioning.frames import Conditioning, kept_mask
+from lumiere.conditioning.frames import Conditioning
 from lumiere.conditioning.text import TextStates, text_encoder_for
-from lumiere.diffusion.denoiser import Beside, Clipped, Denoiser, Guided, Kept, Window
+from lumiere.diffusion.denoiser import Beside, Denoiser, Guided, Window, bounded
 from lumiere.diffusion.multidiffusion import WindowDenoiser, Windowed, clip_windows
-from lumiere.diffusion.objective import Objective
 from lumiere.diffusion.sample import Step, draw_frame_noise, mixed_generator, sample
 from lumiere.diffusion.schedulers import check_scheduler
 from lumiere.model.stunet import STUNet
@@ -37,6 +36,11 @@ from lumiere.video import fold_time, unfold_time
 Upsampling = Literal["bicubic", "bilinear corners", "none"]
 """How the small clip gets to the network's grid: to the large clip's size and through the codec; as DeepFloyd IF does
 it (bilinear, the corners of both pictures one upon the other); or as it lies, beside latents of its own size."""
+
+
+CLIPS_HELD, FEATURES_HELD = 10, 10
+"""At its fullest a stage holds so many large clips in fp32, and so many times the finest features of a window
+(``benchmarks/super_resolution.py`` measures both)."""
 
 
 class SuperResolutionStage(DiffusionPipeline):
@@ -126,6 +130,15 @@ class SuperResolutionStage(DiffusionPipeline):
         """(height, width) of what becomes of clips of that size."""
         return height * self.config.scale, width * self.config.scale
 
+    def memory_bytes(self, num_frames: int, height: int, width: int) -> int:
+        """About the memory, in bytes, that making clips of that small size larger takes at its fullest."""
+        config, sides = self.config, self.output_size(height, width)
+        rows, columns = (side if config.window_px is None else min(side, config.window_px) for side in sides)
+        frames = num_frames if config.window_frames is None else min(num_frames, config.window_frames)
+        places = frames * rows * columns // self.codec.spatial_factor**2
+        features = places * self.unet.config.block_out_channels[0] * self.unet.dtype.itemsize
+        return CLIPS_HELD * num_frames * 3 * 4 * sides[0] * sides[1] + FEATURES_HELD * features
+
     @torch.no_grad()
     def __call__(
         self,
@@ -163,14 +176,19 @@ class SuperResolutionStage(DiffusionPipeline):
         def noise_of(shape: tuple[int, ...], what: str) -> Tensor:
             return draw_frame_noise(shape, seeds, salt=f"{salt} {what}", first_frame=first_frame)
 
-        told, not_told = states or self._states(len(clip), prompt, negative_prompt)
         length = clip.shape[2]
         clip = _lengthened(clip.float(), self._whole_frames(length))
-        beside = self._beside(clip, level, noise_of)
         shape = self._latent_shape(clip)
-        denoiser = self._denoiser(told, not_told, beside, scale, shape)
-        if given is not None:
-            denoiser = self._keeping(denoiser, given.lengthened(clip.shape[2]).to(self._execution_device))
+        windows = self._windows(shape)
+        told, not_told = states or self._states(len(clip), prompt, negative_prompt)
+        beside = self._beside(clip, level, noise_of)
+        known = None if given is None else given.lengthened(clip.shape[2]).to(self._execution_device)
+        denoiser = bounded(
+            self.merge(self._guided(told, not_told, beside, scale), windows),
+            self.scheduler,
+            is_limited=self.vae is None,
+            kept=None if known is None else known.kept(self.codec),
+        )
         noise = noise_of(shape, "start").to(self._execution_device)
         with self.progress_bar(total=steps) as bar:
             for step in sample(
@@ -199,14 +217,12 @@ class SuperResolutionStage(DiffusionPipeline):
         count = self.low_res_scheduler.config.num_train_timesteps
         if not 0 <= level < count:
             raise ValueError(f"noise_level is {level}; it lies from 0 to {count - 1}")
-        frames, overlap = config.window_frames, config.window_frames_overlap
+        frames = config.window_frames
         if frames is not None and frames % factor:
             raise ValueError(
                 f"windows have {frames} frames, but the network needs a multiple of {factor}"
                 f" (the nearest: {max(factor, frames // factor * factor)} and {-(-frames // factor) * factor})"
             )
-        if frames is not None and not 0 <= overlap < frames:
-            raise ValueError(f"windows of {frames} frames overlap by {overlap}; it lies from 0 to {frames - 1}")
         step = self.unet.spatial_factor * self.codec.spatial_factor
         sizes = {"height": clip.shape[3] * config.scale, "width": clip.shape[4] * config.scale}
         if config.window_px is not None:
@@ -260,41 +276,28 @@ class SuperResolutionStage(DiffusionPipeline):
         levels = torch.full((len(clip),), level, device=device)
         return Beside(low.to(device, self.unet.dtype), levels)
 
-    def _denoiser(
-        self, told: TextStates, not_told: TextStates, beside: Beside, scale: float, shape: tuple[int, ...]
-    ) -> Denoiser:
+    def _windows(self, shape: tuple[int, ...]) -> list[Window]:
+        """The windows in which clips of a shape in the network's space go through it."""
         config, factor = self.config, self.codec.spatial_factor
-        guided = Guided(
-            self.unet,
-            self._moved(told),
-            negative=self._moved(not_told),
-            scale=scale,
-            is_batched=self._execution_device.type != "cpu",
-            beside=beside,
-        )
-        windows = clip_windows(
+        return clip_windows(
             shape,
             frames=config.window_frames,
             frames_overlap=config.window_frames_overlap,
             side=None if config.window_px is None else config.window_px // factor,
             side_overlap=config.window_px_overlap // factor,
         )
-        denoiser = self.merge(guided, windows)
-        if self.scheduler.config.get("clip_sample") and self.vae is None:
-            limit = self.scheduler.config.get("clip_sample_range", 1.0)
-            denoiser = Clipped(denoiser, Objective.from_scheduler(self.scheduler), limit=limit)
-        return denoiser
 
-    def _keeping(self, denoiser: Denoiser, given: Conditioning) -> Denoiser:
-        """The same denoiser, with what is given in every clean clip that it implies."""
-        objective = Objective.from_scheduler(self.scheduler)
-        return Kept(denoiser, objective, values=self.codec.encode(given.pixels), mask=kept_mask(given.mask, self.codec))
-
-    def _moved(self, text: TextStates) -> TextStates:
-        """Text states where the network runs, in its dtype."""
-        device = self._execution_device
-        mask = None if text.mask is None else text.mask.to(device)
-        return TextStates(text.states.to(device, self.unet.dtype), mask)
+    def _guided(self, told: TextStates, not_told: TextStates, beside: Beside, scale: float) -> Guided:
+        """The network, told what to make and what not, and the small clip."""
+        device, dtype = self._execution_device, self.unet.dtype
+        return Guided(
+            self.unet,
+            told.to(device, dtype),
+            negative=not_told.to(device, dtype),
+            scale=scale,
+            is_batched=device.type != "cpu",
+            beside=beside,
+        )
 
 
 class SuperResolution(ModelMixin, ConfigMixin):
@@ -327,6 +330,14 @@ class SuperResolution(ModelMixin, ConfigMixin):
         for stage in self.stages:
             total *= stage.config.scale
         return total
+
+    def memory_bytes(self, num_frames: int, height: int, width: int) -> int:
+        """About the memory, in bytes, that the fullest stage takes for clips of that small size."""
+        most = 0
+        for stage in self.stages:
+            most = max(most, stage.memory_bytes(num_frames, height, width))
+            height, width = stage.output_size(height, width)
+        return most
 
     def forward(
         self,

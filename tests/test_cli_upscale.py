@@ -42,6 +42,26 @@ def test_a_file_becomes_larger_in_parts_and_keeps_its_sound(model: Path, tmp_pat
     np.testing.assert_array_equal(again, first)
 
 
+def test_what_does_not_fit_into_memory_is_refused_and_small_memory_means_small_parts(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video = video_with_sound(tmp_path / "a.mp4", "aac")
+    words = ("--overlap", "2", "--dtype", "float32", "--out", str(tmp_path / "b.mp4"))
+    need = SuperResolution.of(stage()).memory_bytes
+    monkeypatch.setattr("lumiere.cli.video_maker.free_bytes", lambda device: 2 * need(6, 48, 64))
+    assert upscale(model / "sharp", video, *words) == 0
+    assert read_recipe(tmp_path / "b.mp4")["part"] == 6
+    monkeypatch.setattr("lumiere.cli.video_maker.free_bytes", lambda device: need(1, 48, 64))
+    assert upscale(model / "sharp", video, *words, "--part", "8") == 2
+    assert "parts of 8 frames of this size need about" in capsys.readouterr().err
+
+
+def test_a_window_of_the_picture_can_be_asked_for(model: Path, tmp_path: Path) -> None:
+    video = video_with_sound(tmp_path / "a.mp4", "aac")
+    assert upscale(model / "sharp", video, "--window", "32", "--out", str(tmp_path / "b.mp4")) == 0
+    assert read_recipe(tmp_path / "b.mp4")["window"] == 32
+
+
 def test_what_cannot_be_done_is_refused(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -49,6 +69,7 @@ def test_what_cannot_be_done_is_refused(
     video = video_with_sound(tmp_path / "a.mp4", "aac")
     for folder, words, said in (
         ("sharp", ["--overlap", "80"], "--overlap is 80; it lies from 0 to 79"),
+        ("sharp", ["--overlap", "6", "--part", "6"], "--overlap is 6; it lies from 0 to 5"),
         ("base", [], "has no super-resolution"),
         ("sharp", ["--noise-level", "1000"], "from 0 to 999"),
         ("sharp", ["--out", "b.gif"], "ends in .mp4"),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from lumiere.device import choose_placement, has_fast_bfloat16
+from lumiere import device
+from lumiere.device import choose_placement, free_bytes, has_fast_bfloat16
 
 
 def test_bfloat16_is_fast_only_where_the_processor_multiplies_it() -> None:
@@ -46,3 +49,15 @@ def test_what_is_asked_for_is_taken() -> None:
 def test_what_the_machine_cannot_do_is_refused_with_what_it_can(device: str, dtype: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         choose_placement(device, dtype)
+
+
+def test_free_memory_is_the_machines_or_less_where_a_container_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(device, "CONTAINER", tmp_path)
+    (tmp_path / "memory.max").write_text("max\n")
+    whole = free_bytes(torch.device("cpu"))
+    assert whole > 2**26
+    (tmp_path / "memory.max").write_text("5000\n")
+    (tmp_path / "memory.current").write_text("2000\n")
+    assert free_bytes(torch.device("cpu")) == 3000

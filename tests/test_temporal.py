@@ -108,6 +108,28 @@ def test_attention_keeps_places_apart() -> None:
     assert change.max() == 0
 
 
+def test_space_time_layers_start_silent_and_then_bring_all_places_together() -> None:
+    settings = TemporalSettings(space_time_layers=2, feed_forward=2.0)
+    block = AttentionInflation(CHANNELS, settings)
+    nn.init.normal_(block.project.weight)
+    alone = AttentionInflation(CHANNELS, TemporalSettings(feed_forward=2.0))
+    alone.load_state_dict({name: w for name, w in block.state_dict().items() if not name.startswith("space_time")})
+    features = clip()
+    assert torch.equal(block(features), alone(features))
+    shaken(block)
+    changed = features.clone()
+    changed[0, :, 2, 1, 1] += torch.randn(CHANNELS)
+    moved = (block(changed) - block(features)).abs().amax(1)
+    assert bool((moved[0] > 1e-6).all()) and not bool(moved[1].any())
+
+
+def test_space_time_layers_know_where_and_when() -> None:
+    block = shaken(AttentionInflation(CHANNELS, TemporalSettings(attention_layers=1, space_time_layers=1)))
+    same = torch.randn(1, CHANNELS, 1, 1, 1).expand(1, CHANNELS, FRAMES, 4, 3)
+    flat = block(same + 1e-3 * torch.randn(1)).flatten(2)
+    assert len(torch.unique(flat[0].T.round(decimals=5), dim=0)) == FRAMES * 4 * 3
+
+
 def test_attention_knows_the_order_of_frames_only_by_positions() -> None:
     features = clip()
     order = torch.tensor([3, 0, 5, 1, 4, 2])

@@ -15,9 +15,11 @@ from lumiere.conditioning.frames import MaskMix
 from lumiere.config import find_recipe, load_settings
 from lumiere.data.batches import StorybookBatches, StorybookSettings
 from lumiere.data.storybook import TURNING_MOTIONS, is_held_out
+from lumiere.diffusion.objective import Objective
 from lumiere.training.checkpoint import checkpoints
 from lumiere.training.ema import Ema
 from lumiere.training.loop import LoopSettings, learning_rate
+from lumiere.training.noise import embedded_scheduler, noise_shares
 from lumiere.training.run import train
 
 QUICK = ["--loop.log_every", "1"]
@@ -181,6 +183,49 @@ def test_training_goes_on_from_a_pipeline(tmp_path: Path, image_network: Path) -
     after = load_file(longer / "unet" / "diffusion_pytorch_model.safetensors")
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved and all(name.startswith("temporal.") for name in moved)
+
+
+def test_doubt_takes_noise_away_from_half_of_the_stills() -> None:
+    shares = torch.cat([noise_shares(64, 16.0, seed=1, step=step) for step in range(200)])
+    whole = shares == 1
+    assert 0.48 < float(whole.float().mean()) < 0.52
+    assert float(shares.min()) >= 0.25 - 1e-6
+    assert torch.allclose(shares[~whole].log2().mean(), torch.tensor(-1.0), atol=0.02)
+    assert torch.equal(noise_shares(64, 16.0, seed=1, step=7), noise_shares(64, 16.0, seed=1, step=7))
+    assert bool((noise_shares(64, 1.0, seed=1, step=7) == 1).all())
+
+
+def test_the_target_of_less_noise_leads_to_the_clean_picture_at_the_timestep_that_is_told() -> None:
+    objective = Objective.from_scheduler(embedded_scheduler())
+    clean, noise = torch.randn(2, 4, 3, 5, 5)
+    timestep, share = torch.tensor([100, 500, 900, 999]), torch.tensor([1.0, 0.5, 0.25, 0.1]).view(-1, 1, 1, 1)
+    noisy = objective.add_noise(clean, share * noise, timestep)
+    assert torch.allclose(
+        objective.clean_from(objective.target(clean, share * noise, timestep), noisy, timestep), clean, atol=1e-4
+    )
+
+
+def test_new_temporal_layers_can_be_begun_on_the_image_part_of_a_pipeline(tmp_path: Path, image_network: Path) -> None:
+    base = train("text_to_video_smoke", ["--out", str(tmp_path / "base"), "--image", str(image_network)])
+    anew = ["--image", str(base), "--temporal.kernel_frames", "5", "--loop.num_steps", "1"]
+    run = train("text_to_video_smoke", ["--out", str(tmp_path / "anew"), *anew])
+    before, after = (load_file(made / "unet" / "diffusion_pytorch_model.safetensors") for made in (base, run))
+    assert all(torch.equal(before[name], after[name]) for name in before if not name.startswith("temporal."))
+    assert after["temporal.down.0.temporal.weight"].shape[2] == 5
+
+
+def test_a_base_can_be_grown_before_it_is_trained_further(tmp_path: Path, image_network: Path) -> None:
+    base = train("text_to_video_smoke", ["--out", str(tmp_path / "base"), "--image", str(image_network)])
+    growth = ["--add_space_time_layers", "1", "--add_noise_level_shifts", "true"]
+    more = ["--start_from", str(base), "--image", "null", "--out", str(tmp_path / "more")]
+    grown = train("text_to_video_smoke", [*more, *growth])
+    before, after = (load_file(run / "unet" / "diffusion_pytorch_model.safetensors") for run in (base, grown))
+    new = after.keys() - before.keys()
+    assert new and all(".space_time.0." in name or ".noise_level." in name for name in new)
+    silent = [name for name in new if name.endswith(("out.weight", "change.weight"))]
+    assert silent and all(bool(after[name].any()) for name in silent)
+    with pytest.raises(ValueError, match=r"temporal\.space_time_layers"):
+        train("text_to_video_smoke", ["--image", str(image_network), "--add_space_time_layers", "1"])
 
 
 def test_the_base_learns_to_be_told_part_of_the_clip(tmp_path: Path, image_network: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lumiere.applications.upscale import faded, upscale_frames
+from lumiere.applications.upscale import faded, frames_at_once, upscale_frames
 
 
 def video(frames: int, height: int = 6, width: int = 10) -> list[np.ndarray]:
@@ -68,3 +68,10 @@ def test_parts_that_disagree_are_faded_into_each_other() -> None:
 def test_an_overlap_of_the_whole_part_is_refused() -> None:
     with pytest.raises(ValueError, match="from 0 to 3"):
         list(upscale_frames(video(8), doubled, multiple=2, chunk=4, overlap=4))
+
+
+def test_as_many_frames_are_taken_at_once_as_fit() -> None:
+    assert frames_at_once(lambda n: 10 * n, free=75, least=2, most=80) == 7
+    assert frames_at_once(lambda n: 10 * n, free=10_000, least=2, most=80) == 80
+    with pytest.raises(ValueError, match=r"parts of 2 frames .* about 4.0 GiB .* 3.0 GiB can be used"):
+        frames_at_once(lambda n: n * 2**31, free=3 * 2**30, least=2, most=80)

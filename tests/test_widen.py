@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from lumiere.model.inflate import account, widen_input
+from lumiere.model.inflate import (
+    account,
+    add_noise_level_shifts,
+    add_space_time_layers,
+    widen_input,
+)
 from lumiere.model.stunet import STUNet
 from lumiere.model.temporal import TemporalSettings
 from tests.tiny_unets import FAMILIES, conditions, embedded
@@ -76,3 +81,60 @@ def test_it_is_done_once_and_the_channels_are_checked() -> None:
         widen_input(network(), 0)
     with pytest.raises(ValueError, match="12, or 28 with what is given"):
         stunet(torch.randn(1, 20, 4, 8, 8), 1, torch.randn(1, 5, 12))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_added_space_time_layers_change_nothing_at_first_and_are_temporal(dtype: torch.dtype, tmp_path: Path) -> None:
+    stunet = network().to(dtype)
+    clip = torch.randn(2, stunet.config.in_channels, 8, 16, 16).to(dtype)
+    inputs = {k: v.to(dtype) if k == "encoder_hidden_states" else v for k, v in conditions(stunet, 2).items()}
+    with torch.no_grad():
+        before = stunet(clip, **inputs).sample
+        add_space_time_layers(stunet, 1)
+        add_space_time_layers(stunet, 1)
+        assert torch.equal(stunet(clip, **inputs).sample, before)
+    assert stunet.settings.space_time_layers == 2 and stunet.temporal.middle.space_time[1].qkv.weight.requires_grad
+    stunet.save_pretrained(tmp_path)
+    again = STUNet.from_pretrained(tmp_path, dtype=dtype)
+    with torch.no_grad():
+        assert torch.equal(again(clip, **inputs).sample, before)
+    with pytest.raises(ValueError, match="at least one"):
+        add_space_time_layers(stunet, 0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_shifts_of_the_noise_level_start_silent_and_then_reach_clips_and_no_images(family: str, tmp_path: Path) -> None:
+    stunet = network(family)
+    clip = torch.randn(2, stunet.config.in_channels, 8, 16, 16)
+    inputs = conditions(stunet, 2)
+    with torch.no_grad():
+        before, image = (stunet(part, **inputs).sample for part in (clip, clip[:, :, :1]))
+        add_noise_level_shifts(stunet)
+        assert torch.equal(stunet(clip, **inputs).sample, before)
+        for shift in stunet.temporal.noise_level:
+            torch.nn.init.normal_(shift.change.bias)
+        after = stunet(clip, **inputs).sample
+        assert not torch.allclose(after, before, atol=1e-3)
+        assert torch.equal(stunet(clip[:, :, :1], **inputs).sample, image)
+        stunet.save_pretrained(tmp_path)
+        assert torch.equal(STUNet.from_pretrained(tmp_path)(clip, **inputs).sample, after)
+    with pytest.raises(ValueError, match="already"):
+        add_noise_level_shifts(stunet)
+
+
+def test_a_shifted_noise_level_is_that_of_another_timestep() -> None:
+    # One shift for all that turns the embedding of one timestep into another's: then the layers behind the first
+    # mixing hear the other one, and only those before it, and the temporal layers, the clip's own.
+    stunet = add_noise_level_shifts(STUNet.from_image_unet(embedded(2)))
+    clip = torch.randn(1, 12, 4, 16, 16)
+    inputs = {name: value for name, value in conditions(stunet, 1).items() if name != "timestep"}
+    heard = []
+    hook = stunet.mid_block.resnets[0].register_forward_hook(lambda module, given, output: heard.append(given[1][:1]))
+    with torch.no_grad():
+        stunet(clip, 900, **inputs)
+        stunet(clip, 500, **inputs)
+        for shift in stunet.temporal.noise_level:
+            shift.change.bias.copy_((heard[1] - heard[0])[0])
+        stunet(clip, 900, **inputs)
+    hook.remove()
+    assert torch.allclose(heard[2], heard[1], atol=1e-5) and not torch.allclose(heard[0], heard[1], atol=1e-2)

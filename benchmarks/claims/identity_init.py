@@ -12,17 +12,19 @@ text_encoder and tokenizer, such as an exported text_to_image run or the shipped
 
 from __future__ import annotations
 
-import datetime
 import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch
 import tyro
+from matplotlib.figure import Figure
 
+from benchmarks.claims.report import write_claim
 from lumiere.config import find_recipe, load_settings
 from lumiere.training.loop import Trainer
 from lumiere.training.stages.text_to_video import TextToVideo, TextToVideoSettings
@@ -80,7 +82,6 @@ def compare(options: Options) -> dict[str, object]:
     late = {start: float(torch.tensor(runs)[:, half:].mean()) for start, runs in losses.items()}
     return {
         "claim": "Lumiere, appendix B: identity initialisation of the temporal resizing lowers the training loss",
-        "date": datetime.date.today().isoformat(),
         "recipe": options.recipe,
         "num_steps": options.num_steps,
         "seeds": list(options.seeds),
@@ -89,11 +90,8 @@ def compare(options: Options) -> dict[str, object]:
     }
 
 
-def plot(report: dict[str, object], path: Path) -> None:
+def plot(report: dict[str, object], figure: Figure) -> None:
     """The training losses as a picture: thin each step, thick their running mean over the seeds."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
     losses: dict[str, list[list[float]]] = report["losses"]  # type: ignore[assignment]
     for start, colour in zip(STARTS, ("tab:blue", "tab:orange"), strict=True):
@@ -103,15 +101,12 @@ def plot(report: dict[str, object], path: Path) -> None:
         axes.plot(smoothed(mean, max(1, len(mean) // 15)), color=colour, linewidth=2, label=f"{start} start")
     axes.set(xlabel="step", ylabel="training loss", yscale="log", title="Start of the temporal resizing")
     axes.legend()
-    figure.savefig(path, dpi=120)
 
 
 def main(options: Options) -> None:
     """Compare, write the report and the plot, and print the verdict."""
     report = compare(options)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.with_suffix(".json").write_text(json.dumps(report) + "\n")
-    plot(report, options.out.with_suffix(".png"))
+    write_claim(options.out, report, partial(plot, report), size=(7, 4))
     late: dict[str, float] = report["loss_of_last_half"]  # type: ignore[assignment]
     print(
         f"training loss over the last half: identity {late['identity']:.4f}, standard {late['standard']:.4f}"

@@ -11,18 +11,19 @@ for no small clip at all. Writes docs/multidiffusion.json and docs/multidiffusio
 
 from __future__ import annotations
 
-import datetime
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 import tyro
+from matplotlib.figure import Figure
 from torch import Tensor
 
+from benchmarks.claims.report import write_claim
 from lumiere import LumierePipeline, SuperResolutionStage
 from lumiere.conditioning.text import text_encoder_for
 from lumiere.data.batches import StorybookBatches, StorybookSettings
@@ -157,18 +158,14 @@ def compare(options: Options) -> dict[str, Any]:
         rows[NO_CLIP if level is None else str(level)] = row
     return {
         "claim": "Lumiere, figure 14: MultiDiffusion removes the jumps at the borders of temporal windows",
-        "date": datetime.date.today().isoformat(),
         "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()},
         "true_differences": differences(batch.clips).tolist(),
         "levels": rows,
     }
 
 
-def plot(report: dict[str, Any], path: Path) -> None:
+def plot(report: dict[str, Any], figure: Figure) -> None:
     """Two pictures: differences along time at the highest level of noise, and seam ratios by level."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     levels = report["levels"]
     shown = list(levels)[-2]
@@ -184,15 +181,12 @@ def plot(report: dict[str, Any], path: Path) -> None:
     right.set(xlabel="level of noise on the small clip (of 1000)", ylabel="seam ratio", title="1: no seam")
     left.legend()
     right.legend()
-    figure.savefig(path, dpi=120)
 
 
 def main(options: Options) -> None:
     """Compare, write the report and the plot."""
     report = compare(options)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.with_suffix(".json").write_text(json.dumps(report) + "\n")
-    plot(report, options.out.with_suffix(".png"))
+    write_claim(options.out, report, partial(plot, report), size=(11, 4))
 
 
 if __name__ == "__main__":

@@ -26,8 +26,6 @@ def cinemagraph(
     """
     check_same_size(image=image, region=may_move)
     check_region(may_move)
-    with_super_resolution = call.get("super_resolution", True)
-    still = scaled_to_fit(pipeline, image, with_super_resolution=with_super_resolution)
-    region = scaled_to_fit(pipeline, may_move, with_super_resolution=with_super_resolution)
+    still, region = (scaled_to_fit(pipeline, picture, call) for picture in (image, may_move))
     given = frames.cinemagraph(still, (region > 0.5).to(still), num_frames_of(pipeline, num_frames))
     return make(pipeline, prompt, given, **call)

@@ -15,5 +15,5 @@ def animate(
     pipeline: LumierePipeline, image: Tensor, prompt: str, *, num_frames: int | None = None, **call: Any
 ) -> Tensor:
     """A clip [1, 3, T, h, w] in -1..1 that begins with ``image`` [1, 3, H, W], scaled to fit the pipeline's frame."""
-    start = scaled_to_fit(pipeline, image, with_super_resolution=call.get("super_resolution", True))
+    start = scaled_to_fit(pipeline, image, call)
     return make(pipeline, prompt, first_frame(start, num_frames_of(pipeline, num_frames)), **call)

@@ -17,8 +17,7 @@ def interpolate(
 ) -> Tensor:
     """A clip [1, 3, T, h, w] from one image [1, 3, H, W] to another of the same size."""
     check_same_size(first=first, last=last)
-    sharp = call.get("super_resolution", True)
-    start, end = (scaled_to_fit(pipeline, image, with_super_resolution=sharp) for image in (first, last))
+    start, end = (scaled_to_fit(pipeline, image, call) for image in (first, last))
     return make(pipeline, prompt, first_and_last(start, end, num_frames_of(pipeline, num_frames)), **call)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ def make(pipeline: LumierePipeline, prompt: str, given: Conditioning, **call: An
     batch, _, frames, height, width = given.pixels.shape
     if batch != 1:
         raise ValueError(f"{batch} clips are given; make one at a time")
-    fit = Fit(height, width, frame_size(pipeline, with_super_resolution=call.get("super_resolution", True)))
+    fit = Fit(height, width, frame_size(pipeline, call))
     factor = pipeline.unet.temporal_factor
     known = framed(given, fit).lengthened(-(-frames // factor) * factor)
     output: Any = pipeline(prompt, num_frames=known.mask.shape[2], conditioning=known, output_type="pt", **call)
@@ -39,18 +40,17 @@ def framed(given: Conditioning, fit: Fit) -> Conditioning:
     return Conditioning.of(fit.into_frame(given.pixels), mask.float())
 
 
-def frame_size(pipeline: LumierePipeline, *, with_super_resolution: bool = True) -> tuple[int, int]:
-    """(height, width) in pixels of the pipeline's clips, super-resolution included."""
+def frame_size(pipeline: LumierePipeline, call: Mapping[str, Any]) -> tuple[int, int]:
+    """(height, width) in pixels of the clips of a call with these options, super-resolution included."""
     height, width = pipeline.default_size
-    sharpener = pipeline.super_resolution if with_super_resolution else None
+    sharpener = pipeline.super_resolution if call.get("super_resolution", True) else None
     scale = 1 if sharpener is None else sharpener.scale
     return height * scale, width * scale
 
 
-def scaled_to_fit(pipeline: LumierePipeline, image: Tensor, *, with_super_resolution: bool = True) -> Tensor:
-    """The image [B, 3, H, W] as large as fits the pipeline's frame, with its own proportions."""
-    frame = frame_size(pipeline, with_super_resolution=with_super_resolution)
-    size = Fit(image.shape[-2], image.shape[-1], frame).size
+def scaled_to_fit(pipeline: LumierePipeline, image: Tensor, call: Mapping[str, Any]) -> Tensor:
+    """The image [B, 3, H, W] as large as fits the frame of a call with these options, with its own proportions."""
+    size = Fit(image.shape[-2], image.shape[-1], frame_size(pipeline, call)).size
     return resize_clip(image[:, :, None], size)[:, :, 0].clamp(-1, 1)
 
 

@@ -45,6 +45,21 @@ def upscale_frames(
         yield from to_uint8(large[0, :, :keep])
 
 
+def frames_at_once(need: Callable[[int], int], *, free: int, least: int, most: int) -> int:
+    """The most frames, from ``least`` to ``most``, of which a part needs at most ``free`` bytes.
+
+    Raises ValueError with the numbers, and the way out, when not even ``least`` fit.
+    """
+    for frames in range(most, least - 1, -1):
+        if need(frames) <= free:
+            return frames
+    raise ValueError(
+        f"parts of {least} frames of this size need about {need(least) / 2**30:.1f} GiB of memory and"
+        f" {free / 2**30:.1f} GiB can be used (make the video smaller first, give --window fewer pixels, or close other"
+        " programs)"
+    )
+
+
 def faded(before: Tensor, after: Tensor) -> Tensor:
     """From the one clip [B, C, T, H, W] to the other, in even steps that start and end between frames."""
     count = before.shape[2]

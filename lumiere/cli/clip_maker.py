@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from lumiere.cli.clip_recipe import (
     ClipRecipe,
@@ -27,6 +26,7 @@ from lumiere.device import choose_placement, installed_versions
 from lumiere.diffusion.schedulers import takes_timesteps
 from lumiere.media import check_writable, write_clip
 from lumiere.pipeline import LumierePipeline, embedded_weights
+from lumiere.progress import progress_bar
 from lumiere.video import FPS, to_uint8
 
 Wishes = dict[str, Any]
@@ -94,18 +94,9 @@ def _compare(like: ClipRecipe, recipe: ClipRecipe, folder: Path) -> None:
 
 def _make_and_write(pipeline: LumierePipeline, recipes: Sequence[ClipRecipe], paths: Sequence[Path]) -> None:
     """Each clip in turn, with a bar that shows the time left. One at a time: in a batch the last bits would differ."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("steps"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
     for recipe, path in zip(recipes, paths, strict=True):
         start = time.monotonic()
-        with Progress(*columns, console=Console(stderr=True)) as progress:
+        with progress_bar("steps") as progress:
             frames = _frames(pipeline, recipe, progress)
         write_clip(frames, path, recipe=recipe.model_dump(mode="json"), scale=recipe.scale, smooth=True)
         print(_report(path, frames, scale=recipe.scale, seconds=time.monotonic() - start), flush=True)

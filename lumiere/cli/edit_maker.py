@@ -13,9 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
 from lumiere.applications.cinemagraph import cinemagraph
@@ -49,6 +47,7 @@ from lumiere.media import (
 )
 from lumiere.media.image import WHITE_FROM, checked_mask
 from lumiere.pipeline import LumierePipeline, embedded_weights
+from lumiere.progress import progress_bar
 from lumiere.video import from_uint8, to_uint8
 
 Make = Callable[[LumierePipeline, dict[str, Any]], Tensor]
@@ -66,17 +65,8 @@ def run_edit(wishes: GivenOptions) -> None:
     placement = choose_placement(wishes.device or "auto", wishes.dtype or "auto")
     pipeline = load_pipeline(wishes.model, placement)
     started = time.monotonic()
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("steps"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
     steps = wishes.steps or pipeline.config.default_steps
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with progress_bar("steps") as progress:
         task = progress.add_task(escape(f"{wishes.verb}: {_name(wishes)}"), total=steps)
 
         def advance(*_: object) -> dict[str, Tensor]:

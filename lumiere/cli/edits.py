@@ -5,7 +5,7 @@ White in a mask is what is to be made, or may move.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -62,29 +62,38 @@ class GivenOptions:
 
 
 @dataclass(frozen=True)
-class Animate(GivenOptions):
-    """Bring an image to life: it is the first frame of a clip."""
+class ImageOptions(GivenOptions):
+    """What the verbs take that are given one image."""
 
     image: Image
     """The image: any size, mode and proportions."""
     prompt: Prompt
     """What happens."""
     frames: Annotated[int | None, unset("N")] = None
-    """Frames of the clip, at 16 a second."""
+    """Frames that are made, at 16 a second."""
 
 
 @dataclass(frozen=True)
-class Cinemagraph(GivenOptions):
+class VideoOptions(GivenOptions):
+    """What the verbs take that are given a video."""
+
+    video: Video
+    """The video."""
+    prompt: Prompt
+    """What the clip shows."""
+
+
+@dataclass(frozen=True)
+class Animate(ImageOptions):
+    """Bring an image to life: it is the first frame of a clip."""
+
+
+@dataclass(frozen=True)
+class Cinemagraph(ImageOptions):
     """A still image of which one region moves."""
 
-    image: Image
-    """The image."""
-    prompt: Prompt
-    """What happens in the region."""
-    mask: Annotated[Path, arg(metavar="IMAGE")]
+    mask: Annotated[Path, arg(metavar="IMAGE")] = field(kw_only=True)
     """A picture of the image's size, white where it may move."""
-    frames: Annotated[int | None, unset("N")] = None
-    """Frames of the clip, at 16 a second."""
 
 
 @dataclass(frozen=True)
@@ -102,25 +111,15 @@ class Interpolate(GivenOptions):
 
 
 @dataclass(frozen=True)
-class Loop(GivenOptions):
-    """A clip that can be played over and over: it comes back to the image that it begins with."""
-
-    image: Image
-    """The image."""
-    prompt: Prompt
-    """What happens."""
-    frames: Annotated[int | None, unset("N")] = None
-    """Frames that are made; the last, which is the first again, is left out."""
+class Loop(ImageOptions):
+    """A clip that can be played over and over: it comes back to the image that it begins with, and its last frame,
+    which is the image again, is left out."""
 
 
 @dataclass(frozen=True)
-class Inpaint(GivenOptions):
+class Inpaint(VideoOptions):
     """Make a part of a video anew; every pixel outside stays, and so do its rate and sound."""
 
-    video: Video
-    """The video."""
-    prompt: Prompt
-    """What the part shows."""
     mask: Annotated[Path | None, unset("FILE", "none")] = None
     """Where to make it, in white: an image, or a video of as many frames."""
     box: Annotated[tuple[str, ...], arg(metavar="FRAME:LEFT,TOP,RIGHT,BOTTOM ...", help_behavior_hint="")] = ()
@@ -128,25 +127,17 @@ class Inpaint(GivenOptions):
 
 
 @dataclass(frozen=True)
-class Outpaint(GivenOptions):
+class Outpaint(VideoOptions):
     """Make a video's picture wider or higher; every pixel of it stays, and so do its rate and sound."""
 
-    video: Video
-    """The video."""
-    prompt: Prompt
-    """What the whole picture shows."""
     to: Annotated[str, arg(metavar="W:H")] = "16:9"
     """The new proportions, width to height."""
 
 
 @dataclass(frozen=True)
-class Continue(GivenOptions):
+class Continue(VideoOptions):
     """Go on with a video where it ends; its sound ends where it ended."""
 
-    video: Video
-    """The video."""
-    prompt: Prompt
-    """What happens."""
     frames: Annotated[int, arg(metavar="N")] = 64
     """New frames, at the video's own rate."""
     known: Annotated[int, arg(metavar="N")] = 16
@@ -154,12 +145,8 @@ class Continue(GivenOptions):
 
 
 @dataclass(frozen=True)
-class Retime(GivenOptions):
+class Retime(VideoOptions):
     """Slow a video down, with the frames between made; it gets no sound."""
 
-    video: Video
-    """The video."""
-    prompt: Prompt
-    """What it shows."""
     speed: Annotated[float, arg(metavar="X")] = 0.5
     """The new speed, above 0 and below 1."""

@@ -39,8 +39,11 @@ class Upscale:
     noise_level: Annotated[int | None, unset("N")] = None
     """How little to trust the pixels of the video, from 0 (entirely) to 999; more lets the network invent more."""
 
-    part: Annotated[int, arg(metavar="N")] = 80
+    part: Annotated[int | None, unset("N", "what fits in half of the free memory, 80 at most")] = None
     """Frames in memory at a time."""
+
+    window: Annotated[int | None, unset("N", "the model's, or 512 for larger pictures")] = None
+    """Width and height in pixels of the large picture that go through the network at once; windows share a quarter."""
 
     overlap: Annotated[int, arg(metavar="N")] = 8
     """Frames that two parts share."""

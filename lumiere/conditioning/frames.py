@@ -50,6 +50,12 @@ class Conditioning:
         """
         return torch.cat([codec.encode(self.pixels), encoded_mask(self.mask, codec)], dim=1)
 
+    def kept(self, codec: Codec) -> tuple[Tensor, Tensor]:
+        """(values, mask) of what is given in the network's space: the mask has a channel for each value, or one."""
+        if isinstance(codec, PixelBlocks):
+            return codec.encode(self.pixels), codec.encode(self.mask.expand(-1, 3, -1, -1, -1))
+        return codec.encode(self.pixels), encoded_mask(self.mask, codec)
+
     def made_small(self, factor: int) -> Conditioning:
         """The same for frames ``factor`` times smaller: a place is given where all of its pixels are, as their mean."""
         if factor == 1:
@@ -82,13 +88,6 @@ def encoded_mask(mask: Tensor, codec: Codec) -> Tensor:
         return codec.encode(mask)
     factor = codec.spatial_factor
     return -F.max_pool3d(-mask, (1, factor, factor))
-
-
-def kept_mask(mask: Tensor, codec: Codec) -> Tensor:
-    """Which values of encoded pixels are given: the mask [B, 1, T, H, W] with a channel for each, or one for all."""
-    if isinstance(codec, PixelBlocks):
-        return codec.encode(mask.expand(-1, 3, -1, -1, -1))
-    return encoded_mask(mask, codec)
 
 
 def nothing(shape: Sequence[int]) -> Conditioning:

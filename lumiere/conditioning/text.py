@@ -23,6 +23,14 @@ class TextStates:
     mask: Tensor | None = None
     pooled: Tensor | None = None
 
+    def to(self, device: torch.device, dtype: torch.dtype) -> TextStates:
+        """The same where a network runs, the numbers in its dtype."""
+        return TextStates(
+            self.states.to(device, dtype),
+            None if self.mask is None else self.mask.to(device),
+            None if self.pooled is None else self.pooled.to(device, dtype),
+        )
+
 
 MAX_LENGTH = 4096
 """Longer prompts mean that a tokenizer does not say its length (transformers then gives it an endless one)."""

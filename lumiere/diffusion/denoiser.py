@@ -133,6 +133,19 @@ class Kept:
         return self.objective.moved(prediction, timestep, by=by)
 
 
+def bounded(
+    denoiser: Denoiser, scheduler: Any, *, is_limited: bool = True, kept: tuple[Tensor, Tensor] | None = None
+) -> Denoiser:
+    """The same Denoiser, its clean clip within the scheduler's limits (where ``is_limited``: latents have none).
+
+    ``kept`` are values and mask of what is given, which comes last, so that nothing moves it.
+    """
+    objective = Objective.from_scheduler(scheduler)
+    if is_limited and scheduler.config.get("clip_sample"):
+        denoiser = Clipped(denoiser, objective, limit=scheduler.config.get("clip_sample_range", 1.0))
+    return denoiser if kept is None else Kept(denoiser, objective, values=kept[0], mask=kept[1])
+
+
 def _twice(beside: Beside | None) -> Beside | None:
     """The same for two passes in one batch."""
     if beside is None:

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from lumiere.conditioning.text import text_encoder_for
@@ -31,6 +30,7 @@ from lumiere.evaluation.storybook import ActorReading, Reading, read_clip, read_
 from lumiere.evaluation.tally import Answer, Tally, answers
 from lumiere.evaluation.wrong_words import WrongWord, as_dict, summarise, wrong_word_losses
 from lumiere.pipeline import LumierePipeline
+from lumiere.progress import progress_bar
 from lumiere.video import from_uint8, to_uint8
 
 CLIP_BARS = {"object": 0.90, "colour": 0.95, "background": 0.95, "motion": 0.85, "speed": 0.75}
@@ -318,15 +318,7 @@ def _stored(jobs: Sequence[Job], folder: Path) -> Iterable[tuple[Job, Tensor]]:
 
 def _tracked(items: Iterable[Any], count: int, what: str, progress: bool) -> Iterable[Any]:
     """The items, with a progress bar that shows the time left."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, disable=not progress) as bar:
+    with progress_bar(is_shown=progress) as bar:
         yield from bar.track(items, total=count, description=what)
 
 

@@ -11,8 +11,8 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 
 from lumiere.model import image_unet, motion
-from lumiere.model.stunet import STUNet, given_stem
-from lumiere.model.temporal import TemporalSettings
+from lumiere.model.stunet import STUNet, given_stem, noise_level_shifts
+from lumiere.model.temporal import AttentionInflation, TemporalSettings, silent_attention
 
 
 @dataclass(frozen=True)
@@ -116,13 +116,44 @@ def widen_input(stunet: STUNet, channels: int) -> STUNet:
     return stunet
 
 
+def add_space_time_layers(stunet: STUNet, count: int) -> STUNet:
+    """Give every attention block ``count`` more layers that see all places of all frames; changed in place, returned.
+
+    They start silent: at first nothing changes, bit for bit. Raises ValueError for fewer than one.
+    """
+    if count < 1:
+        raise ValueError(f"{count} space-time layers to add; it takes at least one")
+    settings = stunet.settings.model_copy(update={"space_time_layers": stunet.settings.space_time_layers + count})
+    like = stunet.conv_in.weight
+    for block in stunet.temporal.modules():
+        if isinstance(block, AttentionInflation):
+            channels = block.project.in_features
+            block.space_time.extend(silent_attention(channels, settings).to(like) for _ in range(count))
+    stunet.register_to_config(temporal_settings=settings.model_dump(mode="json"))
+    return stunet
+
+
+def add_noise_level_shifts(stunet: STUNet) -> STUNet:
+    """Let the frozen image layers behind the first mixing be told another noise level; changed in place, returned.
+
+    At first nothing changes, bit for bit. Raises ValueError when they are already.
+    """
+    if stunet.settings.shifts_noise_level:
+        raise ValueError("the image layers are told a shifted noise level already")
+    settings = stunet.settings.model_copy(update={"shifts_noise_level": True})
+    stunet.temporal.noise_level.extend(noise_level_shifts(stunet, settings))
+    stunet.temporal.noise_level.to(stunet.conv_in.weight)
+    stunet.register_to_config(temporal_settings=settings.model_dump(mode="json"))
+    return stunet
+
+
 def account(stunet: STUNet) -> Inflation:
     """What is new and what is frozen in ``stunet``, in the order in which a clip passes."""
     temporal, widths = stunet.temporal, stunet.config.block_out_channels
     level_parts = {"conv_in", "down_blocks", "mid_block", "up_blocks", "conv_norm_out", "conv_out", "temporal"}
     embeddings = [child for name, child in stunet.named_children() if name not in level_parts]
     parts = [
-        _part("embeddings of noise level and text", embeddings, []),
+        _part("embeddings of noise level and text", embeddings, [temporal.noise_level]),
         _part("stem", [stunet.conv_in], [temporal.given] if temporal.given else []),
     ]
     for level, width in enumerate(widths):

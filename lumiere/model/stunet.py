@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from os import PathLike
 from typing import Any
 
@@ -20,6 +21,7 @@ from lumiere.model.image_unet import Heard
 from lumiere.model.temporal import (
     AttentionInflation,
     ConvolutionInflation,
+    NoiseLevelShift,
     TemporalDownsample,
     TemporalSettings,
     TemporalUpsample,
@@ -48,6 +50,10 @@ class TemporalLayers(nn.Module):
         def resize(kind: type[TemporalDownsample] | type[TemporalUpsample], channels: int) -> nn.Module:
             return kind(channels, kernel_frames=settings.kernel_frames, resize_init=settings.resize_init)
 
+        # For each level behind the first mixing, on the way down, in the middle, on the way up.
+        self.noise_level = nn.ModuleList()
+        if settings.shifts_noise_level:
+            self.noise_level.extend(noise_level_shifts(unet, settings))
         self.given = given_stem(unet, settings.conditioning_channels) if settings.conditioning_channels else None
         coarsest = len(widths) - 1
         self.down = nn.ModuleList(block(width, index == coarsest) for index, width in enumerate(widths))
@@ -61,6 +67,13 @@ class TemporalLayers(nn.Module):
             resize(TemporalUpsample, width) if halves else nn.Identity()
             for width, halves in zip(widths[:0:-1], halve_time[::-1], strict=True)
         )
+
+
+def noise_level_shifts(unet: UNet2DConditionModel, settings: TemporalSettings) -> Iterator[NoiseLevelShift]:
+    """A shift of the noise level for each part of the image network that is behind the first mixing of frames."""
+    time = image_unet.time_width(unet)
+    told = time + image_unet.text_width(unet) if settings.hears_time_and_text else time
+    return (NoiseLevelShift(told, time) for _ in range(2 * len(unet.config.block_out_channels)))
 
 
 def given_stem(unet: UNet2DConditionModel, channels: int) -> nn.Conv2d:
@@ -124,7 +137,9 @@ class STUNet(UNet2DConditionModel):
             raise ValueError("this is a Space-Time U-Net already; from_image_unet needs its image network")
         image_unet.check_readable(unet)
         settings = temporal or TemporalSettings()
-        config = {key: value for key, value in unet.config.items() if not key.startswith("_")}
+        # The image part of a Space-Time U-Net's folder, loaded as an image network, still names what it has dropped.
+        dropped = {"temporal_settings"}
+        config = {key: value for key, value in unet.config.items() if not key.startswith("_") and key not in dropped}
         with torch.device("meta"):
             stunet = cls(temporal_settings=settings.model_dump(mode="json"), **config)
         unknown = stunet.load_state_dict(unet.state_dict(), strict=False, assign=True).unexpected_keys
@@ -202,6 +217,12 @@ class STUNet(UNet2DConditionModel):
             weight.requires_grad_(False)
         self.temporal.requires_grad_(True)
 
+    def freeze_temporal(self) -> None:
+        """Train the image network only."""
+        for weight in self.image_parameters():
+            weight.requires_grad_(True)
+        self.temporal.requires_grad_(False)
+
     def train(self, mode: bool = True) -> STUNet:
         """Training or evaluation mode; parts without a trainable weight stay in evaluation mode (dropout, copies)."""
         super().train(mode)
@@ -268,6 +289,7 @@ class STUNet(UNet2DConditionModel):
     def _predict(self, sample: Tensor, heard: Heard, told: Tensor | None) -> Tensor:
         """The way down, through the middle and up: at each level image layers, then a layer that mixes frames."""
         clip = _Clip(sample.shape[2], heard, told)
+        shifts: Iterator[nn.Module] = iter(self.temporal.noise_level)
         temporal, run = self.temporal, self._run
         own = self.config.in_channels
         frames = image_unet.stem(self, fold_time(sample[:, :own]))
@@ -276,6 +298,8 @@ class STUNet(UNet2DConditionModel):
             frames = frames + temporal.given(given)
         skips = [frames]
         for level, block in enumerate(self.down_blocks):
+            if level:
+                clip.tell(next(shifts, None))
             for layer in image_unet.layers(block):
                 frames = image_unet.through(layer, frames, clip.heard, run)
                 skips.append(frames)
@@ -284,9 +308,11 @@ class STUNet(UNet2DConditionModel):
                 frames = image_unet.downsample(block, frames, clip.heard, run)
                 frames = clip.resize(temporal.halve_time[level], frames)
                 skips.append(frames)
+        clip.tell(next(shifts, None))
         frames = image_unet.middle(self, frames, clip.heard, run)
         frames = clip.mix(temporal.middle, frames, run)
         for level, block in enumerate(self.up_blocks):
+            clip.tell(next(shifts, None))
             for layer in image_unet.layers(block):
                 frames = image_unet.through(layer, torch.cat([frames, skips.pop()], dim=1), clip.heard, run)
             frames = clip.mix(temporal.up[level], frames, run)
@@ -350,14 +376,20 @@ class _Clip:
     def __init__(self, num_frames: int, heard: Heard, told: Tensor | None) -> None:
         self.is_image = num_frames == 1
         self.num_frames, self.told = num_frames, told
-        self._heard, self._expanded = heard, {1: heard}
+        self._own, self._expanded = heard, {1: heard}
 
     @property
     def heard(self) -> Heard:
         """What each frame of this level is told."""
         if self.num_frames not in self._expanded:
-            self._expanded[self.num_frames] = self._heard.for_frames(self.num_frames)
+            self._expanded[self.num_frames] = self._expanded[1].for_frames(self.num_frames)
         return self._expanded[self.num_frames]
+
+    def tell(self, shift: nn.Module | None) -> None:
+        """From here on the image layers hear the noise level as ``shift`` tells it."""
+        if shift is not None and not self.is_image:
+            told = F.silu(self._own.time) if self.told is None else self.told
+            self._expanded = {1: replace(self._own, time=shift(self._own.time, told))}
 
     def mix(self, block: nn.Module, frames: Tensor, run: image_unet.Run) -> Tensor:
         """Frames [B*T, C, H, W] through a block that mixes them."""

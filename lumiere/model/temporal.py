@@ -36,6 +36,9 @@ class TemporalSettings(Settings):
     norm: Literal["layer", "group"] = "layer"
     # Attention layers stacked in each attention block.
     attention_layers: int = Field(default=2, ge=1)
+    # Attention layers stacked behind those, in which every place of every frame sees every other; 0: none, as in the
+    # paper. Along time alone, the places of a path are only brought together by the frozen image layers.
+    space_time_layers: int = Field(default=0, ge=0)
     # Heads of temporal attention; None: one per 64 channels.
     attention_heads: int | None = Field(default=None, ge=1)
     # Channels of a feed-forward after each attention layer, as a multiple of the level's; 0: none, as in the paper.
@@ -46,6 +49,9 @@ class TemporalSettings(Settings):
     resize_init: Literal["identity", "standard"] = "identity"
     # Whether the blocks hear the noise level and the mean text state.
     hears_time_and_text: bool = False
+    # Whether the frozen image layers behind the first mixing of frames are told another noise level than the clip's,
+    # which is learned: frames that were brought together hide less, and layers told otherwise trust them too little.
+    shifts_noise_level: bool = False
     # Channels of <C, M>, what of the clip is given, for which there is a second first convolution; 0: not told.
     conditioning_channels: int = Field(default=0, ge=0)
 
@@ -163,6 +169,25 @@ class Hearing(nn.Module):
         return torch.addcmul(shift.view(shape), normed, 1 + scale.view(shape))
 
 
+class NoiseLevelShift(nn.Module):
+    """What image layers are told of the noise level [B, E] in other words, by all that their clip was told [B, D].
+
+    An image network believes its input to be as noisy as it is told. Behind layers that average over frames it is not
+    that noisy any more: told so, the frozen layers trust what they see. Starts by changing nothing.
+    """
+
+    HIDDEN = 64
+
+    def __init__(self, told_width: int, time_width: int) -> None:
+        super().__init__()
+        self.listen = nn.Linear(told_width, self.HIDDEN)
+        self.change = _zero_linear(self.HIDDEN, time_width)
+
+    def forward(self, time: Tensor, told: Tensor) -> Tensor:
+        """The embedded noise level [B, E] and told [B, D] -> the level to tell [B, E]."""
+        return time + self.change(F.silu(self.listen(told))).to(time.dtype)
+
+
 class ConvolutionInflation(nn.Module):
     """Add motion to a feature clip with a 2-D and a temporal convolution.
 
@@ -199,9 +224,11 @@ class AttentionInflation(nn.Module):
 
     Norm, positions, a stack of attention layers, linear projection; added to what came in. The projection starts at
     zero, so that nothing changes before training. With ``told_width`` the block also hears ``told`` [B, told_width],
-    as a scale and shift after the norm. Costs grow with the square of the frames: for the coarsest level.
+    as a scale and shift after the norm. Costs grow with the square of the frames: for the coarsest level. With
+    ``space_time_layers`` more layers follow in which all places of all frames see each other; they start silent, so a
+    trained block can be given them.
 
-    Source: Lumiere, section 3.1 and figure 4.
+    Source: Lumiere, section 3.1 and figure 4; the space-time layers are ours.
     """
 
     def __init__(self, channels: int, settings: TemporalSettings | None = None, *, told_width: int = 0) -> None:
@@ -211,6 +238,7 @@ class AttentionInflation(nn.Module):
         self.norm = ChannelNorm(channels)
         self.hearing = Hearing(told_width, channels) if told_width else None
         self.layers = nn.ModuleList(_AttentionLayer(channels, settings) for _ in range(settings.attention_layers))
+        self.space_time = nn.ModuleList(silent_attention(channels, settings) for _ in range(settings.space_time_layers))
         self.project = _zero_linear(channels, channels)
 
     def forward(self, clip: Tensor, told: Tensor | None = None) -> Tensor:
@@ -225,8 +253,13 @@ class AttentionInflation(nn.Module):
         for layer in self.layers:
             hidden = layer(hidden)
         # The projection comes after the way back, so that its output already lies as the clip does.
-        hidden = hidden.view(batch, height * width, frames, channels).transpose(1, 2).reshape(last.shape)
-        return clip + self.project(hidden).permute(0, 4, 1, 2, 3)
+        hidden = hidden.view(batch, height * width, frames, channels).transpose(1, 2)
+        if self.space_time:
+            places = grid_positions(frames, height, width, channels, like=hidden)
+            hidden = hidden.flatten(1, 2)
+            for layer in self.space_time:
+                hidden = layer(hidden, places)
+        return clip + self.project(hidden.reshape(last.shape)).permute(0, 4, 1, 2, 3)
 
 
 class _AttentionLayer(nn.Module):
@@ -244,19 +277,29 @@ class _AttentionLayer(nn.Module):
         self.qkv = nn.Linear(channels, 3 * channels)
         self.out = nn.Linear(channels, channels)
         hidden = round(channels * settings.feed_forward)
-        self.feed_forward: nn.Module | None = None
+        self.feed_forward: nn.Sequential | None = None
         if hidden:
             self.feed_forward = nn.Sequential(
                 ChannelNorm(channels), nn.Linear(channels, hidden), nn.SiLU(), nn.Linear(hidden, channels)
             )
 
-    def forward(self, sequences: Tensor) -> Tensor:
-        """[N, T, C] -> the same shape."""
-        qkv = self.qkv(self.norm(sequences)).unflatten(-1, (3, self.num_heads, -1))
+    def forward(self, sequences: Tensor, positions: Tensor | None = None) -> Tensor:
+        """[N, T, C] -> the same shape; ``positions`` [T, C] are told to the attention and not kept."""
+        normed = self.norm(sequences)
+        qkv = self.qkv(normed if positions is None else normed + positions).unflatten(-1, (3, self.num_heads, -1))
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         mixed = attend(query, key, value).transpose(1, 2).flatten(2)
         sequences = sequences + self.out(mixed)
         return sequences if self.feed_forward is None else sequences + self.feed_forward(sequences)
+
+
+def silent_attention(channels: int, settings: TemporalSettings) -> _AttentionLayer:
+    """A layer that changes nothing before it is trained."""
+    layer = _AttentionLayer(channels, settings)
+    for last in (layer.out, *([] if layer.feed_forward is None else [layer.feed_forward[-1]])):
+        for weight in last.parameters():
+            nn.init.zeros_(weight)
+    return layer
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -274,6 +317,18 @@ def sinusoidal_positions(frames: int, channels: int, *, like: Tensor) -> Tensor:
     angles = torch.arange(frames, device=like.device)[:, None] * rates
     table = torch.cat((angles.sin(), angles.cos()), dim=1)
     return F.pad(table, (0, channels - 2 * half)).to(like.dtype)
+
+
+def grid_positions(frames: int, height: int, width: int, channels: int, *, like: Tensor) -> Tensor:
+    """Sines and cosines [T*H*W, C]: half of the channels say when, a quarter how far down, the rest how far right."""
+    when, down = channels // 2, channels // 4
+    grid = (frames, height, width, -1)
+    parts = (
+        sinusoidal_positions(frames, when, like=like)[:, None, None],
+        sinusoidal_positions(height, down, like=like)[None, :, None],
+        sinusoidal_positions(width, channels - when - down, like=like)[None, None],
+    )
+    return torch.cat([part.expand(grid) for part in parts], dim=-1).flatten(0, 2)
 
 
 def _hear(hearing: Hearing | None, normed: Tensor, told: Tensor | None) -> Tensor:

@@ -45,3 +45,13 @@ def draw_noise(
 def even_timesteps(count: int, num_timesteps: int) -> Tensor:
     """``count`` timesteps spread evenly over the schedule, for held-out losses."""
     return ((torch.arange(count) + 0.5) / count * num_timesteps).long()
+
+
+def noise_shares(count: int, doubt: float, *, seed: int, step: int) -> Tensor:
+    """What share of the noise that the network is told there is each of ``count`` examples of a step holds, [B].
+
+    All of it in half of them, and in the others noise of up to ``doubt`` times less power, evenly over its logarithm.
+    """
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + step * 2 + 2_000_000_011)
+    doubts, powers = torch.rand(2, count, generator=generator)
+    return torch.where(doubts < 0.5, doubt ** (-powers / 2), 1.0)

@@ -99,18 +99,22 @@ class ClipStage:
 
     def validate(self) -> dict[str, float]:
         """The loss on held-out clips at evenly spread timesteps, in all and where noise is strongest."""
-        count = self.num_validation_clips
-        batch = self.data.batch(0, count, held_out=True)
-        timesteps = even_timesteps(count, self.objective.num_timesteps)
+        batch = self.data.batch(0, self.num_validation_clips, held_out=True)
+        losses = self.held_out_losses(batch.clips, batch.captions)
+        return {"loss": float(losses.mean()), "loss_noisy_half": float(losses[len(losses) // 2 :].mean())}
+
+    def held_out_losses(self, clips: Tensor, captions: list[str], given: Tensor | None = None) -> Tensor:
+        """The loss [B] of clips at evenly spread timesteps, with fixed noise, one clip at a time."""
+        timesteps = even_timesteps(len(clips), self.objective.num_timesteps)
         generator = torch.Generator().manual_seed(1)
         losses = []
-        for index in range(count):
-            clean = self.codec.encode(batch.clips[index : index + 1])
-            noise = torch.randn(clean.shape, generator=generator)
+        for index in range(len(clips)):
             one = slice(index, index + 1)
-            losses.append(self.denoising(self.unet, clean, noise, timesteps[one], batch.captions[one]))
-        values = torch.cat(losses)
-        return {"loss": float(values.mean()), "loss_noisy_half": float(values[count // 2 :].mean())}
+            clean = self.codec.encode(clips[one])
+            noise = torch.randn(clean.shape, generator=generator)
+            known = None if given is None else given[one]
+            losses.append(self.denoising(self.unet, clean, noise, timesteps[one], captions[one], known))
+        return torch.cat(losses)
 
     def show(self, folder: Path) -> None:
         """A sheet of held-out captions, a row each: frames spread over the clip."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -16,7 +16,7 @@ from lumiere.device import choose_placement
 from lumiere.model.inflate import widen_input
 from lumiere.pipeline import LumierePipeline
 from lumiere.training.loop import LoopSettings
-from lumiere.training.noise import NoiseSettings, even_timesteps
+from lumiere.training.noise import NoiseSettings
 from lumiere.training.stages.clips import ClipStage
 
 
@@ -68,19 +68,9 @@ class Conditional(ClipStage):
 
     def validate(self) -> dict[str, float]:
         """The loss with nothing given, and with each kind of mask, on held-out clips at evenly spread timesteps."""
-        numbers = super().validate()
-        count = self.num_validation_clips
-        batch = self.data.batch(0, count, held_out=True)
-        timesteps = even_timesteps(count, self.objective.num_timesteps)
-        generator = torch.Generator().manual_seed(1)
-        clips, given = self._drawn(batch.clips, generator)
-        losses: list[Any] = []
-        for index in range(count):
-            one = slice(index, index + 1)
-            clean = self.codec.encode(clips[one])
-            noise = torch.randn(clean.shape, generator=generator)
-            losses.append(self.denoising(self.unet, clean, noise, timesteps[one], batch.captions[one], given[one]))
-        return numbers | {"loss_given": float(torch.cat(losses).mean())}
+        batch = self.data.batch(0, self.num_validation_clips, held_out=True)
+        clips, given = self._drawn(batch.clips, torch.Generator().manual_seed(1))
+        return super().validate() | {"loss_given": float(self.held_out_losses(clips, batch.captions, given).mean())}
 
     def _drawn(self, clips: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         conditioning = random_conditioning(clips.cpu(), self.mix, generator)

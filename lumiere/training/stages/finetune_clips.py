@@ -92,10 +92,7 @@ class _Stills:
 
 def _train_only(part: Part, pipeline: LumierePipeline) -> None:
     """Let gradients reach the weights of one part and no others."""
-    for weight in pipeline.unet.image_parameters():
-        weight.requires_grad_(part == "image")
-    for weight in pipeline.unet.temporal_parameters():
-        weight.requires_grad_(part == "motion")
+    (pipeline.unet.freeze_temporal if part == "image" else pipeline.unet.freeze_image)()
     pipeline.text_encoder.requires_grad_(part == "image")
 
 

@@ -85,7 +85,7 @@ class SuperResolutionTraining:
         self.stage = _new_stage(settings, base) if settings.start_from is None else _told(settings)
         self.stage.set_progress_bar_config(disable=True)
         self.unet, self.codec = self.stage.unet, self.stage.codec
-        _train_only(self.unet, image=self.is_image)
+        (self.unet.freeze_temporal if self.is_image else self.unet.freeze_image)()
         self._check_sizes()
         self.device = choose_placement(loop.device).device
         self.stage.to(self.device)
@@ -283,11 +283,3 @@ def _defaults(settings: SuperResolutionSettings) -> dict[str, Any]:
         "window_frames_overlap": settings.window_frames_overlap,
         "default_steps": settings.default_steps,
     }
-
-
-def _train_only(unet: STUNet, *, image: bool) -> None:
-    """Let gradients reach the image weights, or the temporal ones, and no others."""
-    for weight in unet.image_parameters():
-        weight.requires_grad_(image)
-    for weight in unet.temporal_parameters():
-        weight.requires_grad_(not image)

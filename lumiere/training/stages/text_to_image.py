@@ -25,7 +25,7 @@ from lumiere.diffusion.objective import Objective
 from lumiere.model.stunet import STUNet
 from lumiere.pipeline import LumierePipeline
 from lumiere.training.loop import LoopSettings
-from lumiere.training.noise import NoiseSettings, draw_noise, embedded_scheduler, even_timesteps
+from lumiere.training.noise import NoiseSettings, draw_noise, embedded_scheduler, even_timesteps, noise_shares
 from lumiere.video import contact_sheet
 
 
@@ -55,6 +55,9 @@ class TextToImageSettings(Settings):
     data: StorybookSettings = StorybookSettings(num_frames=1)
     network: ImageNetworkSettings = ImageNetworkSettings()
     noise: NoiseSettings = NoiseSettings()
+    doubt: float = Field(default=1.0, ge=1)
+    """The stills hold noise of up to so many times less power than the network is told, in half of the cases: then it
+    looks for itself, and a clip's temporal layers have something to gain from bringing frames together. 1: never."""
     caption_dropout: float = Field(default=0.1, ge=0, lt=1)
     """Share of captions replaced by the empty one, for classifier-free guidance."""
     caption_fact_weight: float = Field(default=0.05, ge=0)
@@ -156,6 +159,8 @@ class TextToImage:
         )
         kept = luck >= settings.caption_dropout
         text = self.text.encode([c if keep else "" for c, keep in zip(batch.captions, kept.tolist(), strict=True)])
+        # The target of less noise is the one from which a sampler that believes the timestep finds the clean picture.
+        noise = noise * noise_shares(count, settings.doubt, seed=settings.loop.seed, step=step).view(-1, 1, 1, 1)
         losses = self._denoising(self.network, clean, noise, timesteps, text.states, text.mask)
         if settings.caption_fact_weight:
             misread = self._misread(batch, mean_state(text)) * kept.to(self.device)

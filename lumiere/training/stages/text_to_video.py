@@ -15,6 +15,7 @@ from lumiere.config import Settings
 from lumiere.data.batches import StorybookBatches, StorybookSettings
 from lumiere.device import choose_placement
 from lumiere.diffusion.schedulers import named_scheduler
+from lumiere.model.inflate import add_noise_level_shifts, add_space_time_layers
 from lumiere.model.stunet import STUNet
 from lumiere.model.temporal import TemporalSettings
 from lumiere.pipeline import LumierePipeline
@@ -33,6 +34,10 @@ class TextToVideoSettings(Settings):
     """Folder of the trained image network to inflate: unet, text_encoder, tokenizer."""
     start_from: str | None = None
     """Instead: pipeline folder whose networks training goes on with."""
+    add_space_time_layers: int = Field(default=0, ge=0)
+    """Layers that the attention blocks of the networks of ``start_from`` are given before training goes on."""
+    add_noise_level_shifts: bool = False
+    """Whether the frozen image layers of the networks of ``start_from`` learn to be told another noise level."""
     loop: LoopSettings
     pixel_block_size: int = Field(default=2, ge=1)
     data: StorybookSettings = StorybookSettings()
@@ -56,10 +61,19 @@ class TextToVideo(ClipStage):
     def __init__(self, settings: TextToVideoSettings) -> None:
         if (settings.image is None) == (settings.start_from is None):
             raise ValueError("set either image (a trained image network, to be inflated) or start_from (a pipeline)")
+        if settings.image is not None and (settings.add_space_time_layers or settings.add_noise_level_shifts):
+            raise ValueError(
+                "add_space_time_layers and add_noise_level_shifts are for start_from; new networks get"
+                " temporal.space_time_layers and temporal.shifts_noise_level"
+            )
         torch.manual_seed(settings.loop.seed)
         if settings.start_from is not None:
             pipeline = LumierePipeline.from_pretrained(settings.start_from)
             pipeline.use_scheduler(settings.default_sampler).register_to_config(**_defaults(settings))
+            if settings.add_space_time_layers:
+                add_space_time_layers(pipeline.unet, settings.add_space_time_layers)
+            if settings.add_noise_level_shifts:
+                add_noise_level_shifts(pipeline.unet)
             pipeline.unet.freeze_image()
             freeze(pipeline.text_encoder)
         else:
