@@ -119,7 +119,7 @@ def widen_input(stunet: STUNet, channels: int) -> STUNet:
 def add_space_time_layers(stunet: STUNet, count: int) -> STUNet:
     """Give every attention block ``count`` more layers that see all places of all frames; changed in place, returned.
 
-    They start silent: at first nothing changes, bit for bit. Raises ValueError for fewer than one.
+    They start silent: at first nothing changes but how sums are rounded. Raises ValueError for fewer than one.
     """
     if count < 1:
         raise ValueError(f"{count} space-time layers to add; it takes at least one")
