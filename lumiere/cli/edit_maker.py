@@ -94,9 +94,10 @@ def prepared(wishes: GivenOptions) -> tuple[Make, VideoInfo | None]:
 
 
 @prepared.register
-def _(wishes: Animate) -> tuple[Make, VideoInfo | None]:
+def _(wishes: Animate | Loop) -> tuple[Make, VideoInfo | None]:
+    application = animate if isinstance(wishes, Animate) else loop
     image = _image(wishes.image)
-    return lambda pipe, call: animate(pipe, image, wishes.prompt, num_frames=wishes.frames, **call), None
+    return lambda pipe, call: application(pipe, image, wishes.prompt, num_frames=wishes.frames, **call), None
 
 
 @prepared.register
@@ -110,12 +111,6 @@ def _(wishes: Cinemagraph) -> tuple[Make, VideoInfo | None]:
 def _(wishes: Interpolate) -> tuple[Make, VideoInfo | None]:
     first, last = _image(wishes.first), _image(wishes.last)
     return lambda pipe, call: interpolate(pipe, first, last, wishes.prompt, num_frames=wishes.frames, **call), None
-
-
-@prepared.register
-def _(wishes: Loop) -> tuple[Make, VideoInfo | None]:
-    image = _image(wishes.image)
-    return lambda pipe, call: loop(pipe, image, wishes.prompt, num_frames=wishes.frames, **call), None
 
 
 @prepared.register

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ def write_clip(
     path.parent.mkdir(parents=True, exist_ok=True)
     rate = Fraction(fps).limit_denominator(100_000)
     pictures = (_enlarged(frame, scale, smooth) for frame in frames)
-    writer = _write_lossless_mp4 if lossless and _kind(path) == ".mp4" else WRITERS[_kind(path)]
+    writer = partial(_write_mp4, lossless=True) if lossless and _kind(path) == ".mp4" else WRITERS[_kind(path)]
     with under_temporary_name(path) as temporary:
         writer(pictures, temporary, rate=rate, comment=comment)
     if recipe is not None:
@@ -208,10 +209,6 @@ def _enlarged(frame: np.ndarray, scale: int, smooth: bool) -> np.ndarray:
     height, width = frame.shape[:2]
     picture = Image.fromarray(np.ascontiguousarray(frame))
     return np.asarray(picture.resize((width * scale, height * scale), Image.Resampling.BICUBIC))
-
-
-def _write_lossless_mp4(pictures: Iterator[np.ndarray], path: Path, *, rate: Fraction, comment: str) -> None:
-    _write_mp4(pictures, path, rate=rate, comment=comment, lossless=True)
 
 
 def _write_mp4(

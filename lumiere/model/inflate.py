@@ -109,10 +109,9 @@ def widen_input(stunet: STUNet, channels: int) -> STUNet:
         raise ValueError(f"{channels} channels of what is given; it has at least one")
     if stunet.settings.conditioning_channels:
         raise ValueError(f"the network is widened already, for {stunet.settings.conditioning_channels} channels")
-    settings = stunet.settings.model_copy(update={"conditioning_channels": channels})
     stem = given_stem(stunet, channels)
     stunet.temporal.given = stem.to(stunet.conv_in.weight.device, stunet.conv_in.weight.dtype)
-    stunet.register_to_config(temporal_settings=settings.model_dump(mode="json"))
+    _grown(stunet, conditioning_channels=channels)
     return stunet
 
 
@@ -123,13 +122,12 @@ def add_space_time_layers(stunet: STUNet, count: int) -> STUNet:
     """
     if count < 1:
         raise ValueError(f"{count} space-time layers to add; it takes at least one")
-    settings = stunet.settings.model_copy(update={"space_time_layers": stunet.settings.space_time_layers + count})
+    settings = _grown(stunet, space_time_layers=stunet.settings.space_time_layers + count)
     like = stunet.conv_in.weight
     for block in stunet.temporal.modules():
         if isinstance(block, AttentionInflation):
             channels = block.project.in_features
             block.space_time.extend(silent_attention(channels, settings).to(like) for _ in range(count))
-    stunet.register_to_config(temporal_settings=settings.model_dump(mode="json"))
     return stunet
 
 
@@ -140,11 +138,17 @@ def add_noise_level_shifts(stunet: STUNet) -> STUNet:
     """
     if stunet.settings.shifts_noise_level:
         raise ValueError("the image layers are told a shifted noise level already")
-    settings = stunet.settings.model_copy(update={"shifts_noise_level": True})
+    settings = _grown(stunet, shifts_noise_level=True)
     stunet.temporal.noise_level.extend(noise_level_shifts(stunet, settings))
     stunet.temporal.noise_level.to(stunet.conv_in.weight)
-    stunet.register_to_config(temporal_settings=settings.model_dump(mode="json"))
     return stunet
+
+
+def _grown(stunet: STUNet, **changes: Any) -> TemporalSettings:
+    """The network's settings with ``changes``, which are its own from now on."""
+    settings = stunet.settings.model_copy(update=changes)
+    stunet.register_to_config(temporal_settings=settings.model_dump(mode="json"))
+    return settings
 
 
 def account(stunet: STUNet) -> Inflation:
