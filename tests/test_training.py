@@ -16,6 +16,7 @@ from lumiere.config import find_recipe, load_settings
 from lumiere.data.batches import StorybookBatches, StorybookSettings
 from lumiere.data.storybook import TURNING_MOTIONS, is_held_out
 from lumiere.diffusion.objective import Objective
+from lumiere.pipeline import LumierePipeline
 from lumiere.training.checkpoint import checkpoints
 from lumiere.training.ema import Ema
 from lumiere.training.loop import LoopSettings, learning_rate
@@ -142,6 +143,12 @@ def test_a_batch_depends_on_its_step_and_seed_alone() -> None:
     assert not torch.equal(first.clips, StorybookBatches(data.settings, seed=4).batch(7, 4).clips)
 
 
+def test_every_nth_frame_of_a_clip_is_of_the_same_clip() -> None:
+    whole = StorybookBatches(StorybookSettings(size=16, num_frames=16), seed=3).batch(2, 2)
+    sparse = StorybookBatches(StorybookSettings(size=16, num_frames=4, frame_step=4), seed=3).batch(2, 2)
+    assert sparse.captions == whole.captions and torch.equal(sparse.clips, whole.clips[:, :, ::4])
+
+
 def test_more_scenes_turn_when_asked_and_none_held_out_is_drawn() -> None:
     settings = StorybookSettings(size=16, num_frames=1, turning_share=0.5, pair_share=0.1)
     data = StorybookBatches(settings, seed=0)
@@ -226,6 +233,18 @@ def test_a_base_can_be_grown_before_it_is_trained_further(tmp_path: Path, image_
     assert silent and all(bool(after[name].any()) for name in silent)
     with pytest.raises(ValueError, match=r"temporal\.space_time_layers"):
         train("text_to_video_smoke", ["--image", str(image_network), "--add_space_time_layers", "1"])
+
+
+def test_a_base_of_every_nth_frame_goes_on_with_all_frames(tmp_path: Path, image_network: Path) -> None:
+    coarse = ["--image", str(image_network), "--temporal.halve_time", "[false]"]
+    coarse += ["--data.num_frames", "4", "--data.frame_step", "2", "--out", str(tmp_path / "coarse")]
+    base = train("text_to_video_smoke", coarse)
+    whole = ["--start_from", str(base), "--image", "null", "--out", str(tmp_path / "whole")]
+    grown = train("text_to_video_smoke", [*whole, "--add_time_halving", "true"])
+    pipeline = LumierePipeline.from_pretrained(grown)
+    assert pipeline.unet.temporal_factor == 2 and pipeline.config.num_frames == 8
+    before, after = (load_file(run / "unet" / "diffusion_pytorch_model.safetensors") for run in (base, grown))
+    assert all("halve_time" in name or "double_time" in name for name in after.keys() - before.keys())
 
 
 def test_the_base_learns_to_be_told_part_of_the_clip(tmp_path: Path, image_network: Path) -> None:

@@ -11,6 +11,7 @@ from lumiere.model.inflate import (
     account,
     add_noise_level_shifts,
     add_space_time_layers,
+    add_time_halving,
     widen_input,
 )
 from lumiere.model.stunet import STUNet
@@ -139,3 +140,28 @@ def test_a_shifted_noise_level_is_that_of_another_timestep() -> None:
         stunet(clip, 900, **inputs)
     hook.remove()
     assert torch.allclose(heard[2], heard[1], atol=1e-5) and not torch.allclose(heard[0], heard[1], atol=1e-2)
+
+
+def test_time_halving_keeps_what_the_coarsest_level_learned_from_every_nth_frame(tmp_path: Path) -> None:
+    settings = TemporalSettings(halve_time=(False, False), hears_time_and_text=True)
+    stunet = STUNet.from_image_unet(embedded(2), temporal=settings)
+    learned = (stunet.temporal.down[-1], stunet.temporal.middle, stunet.temporal.up[0])
+    for block in learned:
+        for weight in block.parameters():
+            torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(0))
+    clip = torch.randn(1, 12, 16, 16, 16)
+    inputs = conditions(stunet, 1)
+    with torch.no_grad():
+        coarse = stunet(clip[:, :, ::4], **inputs).sample
+        assert not torch.allclose(coarse[:, :, :1], stunet(clip[:, :, :1], **inputs).sample, atol=1e-3)
+        grown = add_time_halving(stunet)
+        assert grown.temporal_factor == 4 and grown.settings.halve_time is None
+        assert torch.allclose(grown(clip, **inputs).sample[:, :, ::4], coarse, atol=1e-5)
+        grown.save_pretrained(tmp_path)
+        again = STUNet.from_pretrained(tmp_path)
+        assert torch.allclose(again(clip, **inputs).sample, grown(clip, **inputs).sample, atol=1e-5)
+
+
+def test_time_is_halved_only_once() -> None:
+    with pytest.raises(ValueError, match="one frame in 4"):
+        add_time_halving(network())

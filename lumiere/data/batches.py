@@ -43,6 +43,8 @@ class StorybookSettings(Settings):
     """Width and height in pixels."""
     num_frames: int = Field(default=80, ge=1)
     """Frames of a clip; 1 draws stills at random moments."""
+    frame_step: int = Field(default=1, ge=1)
+    """Only every so manieth frame of a clip is drawn: 20 frames with a step of 4 are the five seconds of 80."""
     pair_share: float = Field(default=0.0, ge=0, le=1)
     """Share of scenes with two actors."""
     pairs_from_step: int = Field(default=0, ge=0)
@@ -84,7 +86,7 @@ class StorybookBatches:
     def _times(self, count: int, generator: torch.Generator) -> Tensor:
         if self.settings.num_frames == 1:
             return torch.rand(count, 1, generator=generator) * CLIP_S
-        return frame_times(self.settings.num_frames).expand(count, -1)
+        return self.settings.frame_step * frame_times(self.settings.num_frames).expand(count, -1)
 
 
 def _random_round(value: float, generator: torch.Generator) -> int:

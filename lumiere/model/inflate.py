@@ -11,7 +11,7 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 
 from lumiere.model import image_unet, motion
-from lumiere.model.stunet import STUNet, given_stem, noise_level_shifts
+from lumiere.model.stunet import STUNet, given_stem, halvings, noise_level_shifts, time_resizers
 from lumiere.model.temporal import AttentionInflation, TemporalSettings, silent_attention
 
 
@@ -141,6 +141,22 @@ def add_noise_level_shifts(stunet: STUNet) -> STUNet:
     settings = _grown(stunet, shifts_noise_level=True)
     stunet.temporal.noise_level.extend(noise_level_shifts(stunet, settings))
     stunet.temporal.noise_level.to(stunet.conv_in.weight)
+    return stunet
+
+
+def add_time_halving(stunet: STUNet) -> STUNet:
+    """Let a network whose time is halved nowhere halve it with every halving of space; changed in place, returned.
+
+    For a base that first learned where things go from every N-th frame of its clips, N = the new ``temporal_factor``:
+    its coarsest level sees the same frames as before, as the new resizers start by keeping every second one. Raises
+    ValueError when time is halved somewhere already.
+    """
+    if stunet.temporal_factor != 1:
+        raise ValueError(f"time is halved already, to one frame in {stunet.temporal_factor}")
+    settings = _grown(stunet, halve_time=None)
+    down, up = time_resizers(stunet, settings)
+    stunet.temporal.halve_time, stunet.temporal.double_time = down.to(like := stunet.conv_in.weight), up.to(like)
+    stunet.temporal.factor = 2 ** sum(halvings(stunet, settings))
     return stunet
 
 

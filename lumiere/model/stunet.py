@@ -38,17 +38,13 @@ class TemporalLayers(nn.Module):
     def __init__(self, unet: UNet2DConditionModel, settings: TemporalSettings) -> None:
         super().__init__()
         widths = list(unet.config.block_out_channels)
-        halve_time = halvings(unet, settings)
-        self.factor = 2 ** sum(halve_time)
+        self.factor = 2 ** sum(halvings(unet, settings))
         self.hears = settings.hears_time_and_text
         told_width = image_unet.time_width(unet) + image_unet.text_width(unet) if self.hears else 0
 
         def block(channels: int, is_coarsest: bool) -> nn.Module:
             kind = AttentionInflation if is_coarsest else ConvolutionInflation
             return kind(channels, settings, told_width=told_width)
-
-        def resize(kind: type[TemporalDownsample] | type[TemporalUpsample], channels: int) -> nn.Module:
-            return kind(channels, kernel_frames=settings.kernel_frames, resize_init=settings.resize_init)
 
         # For each level behind the first mixing, on the way down, in the middle, on the way up.
         self.noise_level = nn.ModuleList()
@@ -57,16 +53,23 @@ class TemporalLayers(nn.Module):
         self.given = given_stem(unet, settings.conditioning_channels) if settings.conditioning_channels else None
         coarsest = len(widths) - 1
         self.down = nn.ModuleList(block(width, index == coarsest) for index, width in enumerate(widths))
-        self.halve_time = nn.ModuleList(
-            resize(TemporalDownsample, width) if halves else nn.Identity()
-            for width, halves in zip(widths, halve_time, strict=False)
-        )
         self.middle = block(widths[-1], True)
         self.up = nn.ModuleList(block(width, index == 0) for index, width in enumerate(widths[::-1]))
-        self.double_time = nn.ModuleList(
-            resize(TemporalUpsample, width) if halves else nn.Identity()
-            for width, halves in zip(widths[:0:-1], halve_time[::-1], strict=True)
-        )
+        self.halve_time, self.double_time = time_resizers(unet, settings)
+
+
+def time_resizers(unet: UNet2DConditionModel, settings: TemporalSettings) -> tuple[nn.ModuleList, nn.ModuleList]:
+    """For each halving of space what follows it along time, finest first; for each doubling, coarsest first."""
+
+    def resize(kind: type[TemporalDownsample] | type[TemporalUpsample], channels: int, is_there: bool) -> nn.Module:
+        if not is_there:
+            return nn.Identity()
+        return kind(channels, kernel_frames=settings.kernel_frames, resize_init=settings.resize_init)
+
+    widths, halve_time = list(unet.config.block_out_channels), halvings(unet, settings)
+    down = (resize(TemporalDownsample, *one) for one in zip(widths, halve_time, strict=False))
+    up = (resize(TemporalUpsample, *one) for one in zip(widths[:0:-1], halve_time[::-1], strict=True))
+    return nn.ModuleList(down), nn.ModuleList(up)
 
 
 def noise_level_shifts(unet: UNet2DConditionModel, settings: TemporalSettings) -> Iterator[NoiseLevelShift]:

@@ -15,7 +15,7 @@ from lumiere.config import Settings
 from lumiere.data.batches import StorybookBatches, StorybookSettings
 from lumiere.device import choose_placement
 from lumiere.diffusion.schedulers import named_scheduler
-from lumiere.model.inflate import add_noise_level_shifts, add_space_time_layers
+from lumiere.model.inflate import add_noise_level_shifts, add_space_time_layers, add_time_halving
 from lumiere.model.stunet import STUNet
 from lumiere.model.temporal import TemporalSettings
 from lumiere.pipeline import LumierePipeline
@@ -38,6 +38,8 @@ class TextToVideoSettings(Settings):
     """Layers that the attention blocks of the networks of ``start_from`` are given before training goes on."""
     add_noise_level_shifts: bool = False
     """Whether the frozen image layers of the networks of ``start_from`` learn to be told another noise level."""
+    add_time_halving: bool = False
+    """Whether the networks of ``start_from``, trained on every N-th frame, are to halve time from now on."""
     loop: LoopSettings
     pixel_block_size: int = Field(default=2, ge=1)
     data: StorybookSettings = StorybookSettings()
@@ -61,10 +63,11 @@ class TextToVideo(ClipStage):
     def __init__(self, settings: TextToVideoSettings) -> None:
         if (settings.image is None) == (settings.start_from is None):
             raise ValueError("set either image (a trained image network, to be inflated) or start_from (a pipeline)")
-        if settings.image is not None and (settings.add_space_time_layers or settings.add_noise_level_shifts):
+        grows = settings.add_space_time_layers or settings.add_noise_level_shifts or settings.add_time_halving
+        if settings.image is not None and grows:
             raise ValueError(
-                "add_space_time_layers and add_noise_level_shifts are for start_from; new networks get"
-                " temporal.space_time_layers and temporal.shifts_noise_level"
+                "add_space_time_layers, add_noise_level_shifts and add_time_halving are for start_from; new networks"
+                " get temporal.space_time_layers, temporal.shifts_noise_level and temporal.halve_time"
             )
         torch.manual_seed(settings.loop.seed)
         if settings.start_from is not None:
@@ -74,6 +77,8 @@ class TextToVideo(ClipStage):
                 add_space_time_layers(pipeline.unet, settings.add_space_time_layers)
             if settings.add_noise_level_shifts:
                 add_noise_level_shifts(pipeline.unet)
+            if settings.add_time_halving:
+                add_time_halving(pipeline.unet)
             pipeline.unet.freeze_image()
             freeze(pipeline.text_encoder)
         else:
