@@ -15,9 +15,9 @@ from lumiere.cli.words import unset
 class Evaluate:
     """Score a model by a named protocol. The same command again goes on where it was interrupted."""
 
-    protocol: Annotated[Positional[Literal["storybook", "stills"]], arg(metavar="storybook|stills")]
+    protocol: Annotated[Positional[Literal["storybook", "stills", "edits"]], arg(metavar="storybook|stills|edits")]
     """storybook: do clips of held-out prompts show what their words say, and what does a wrong word cost?
-    stills: the same for single frames."""
+    stills: the same for single frames. edits: is what is given kept, and is what is to be made what was asked for?"""
 
     out: Annotated[Path | None, unset("FOLDER", "outputs/evaluation-PROTOCOL")] = None
     """Where the report, the clips and their contact sheets go."""
@@ -26,10 +26,10 @@ class Evaluate:
     """A model folder."""
 
     num_prompts: Annotated[int | None, unset("N", "all 128")] = None
-    """The first N prompts only."""
+    """The first N prompts only; of edits, the first N scenes."""
 
     num_seeds: Annotated[int, arg(metavar="N")] = 2
-    """Clips of each prompt."""
+    """Clips of each prompt; edits are made once."""
 
     steps: Annotated[int | None, unset("N")] = None
     """Denoising steps."""
@@ -47,10 +47,15 @@ class Evaluate:
         """Make, read and count; prints the tables."""
         from lumiere.cli.loading import load_pipeline
         from lumiere.device import choose_placement
+        from lumiere.evaluation.edit_protocol import evaluate_edits
         from lumiere.evaluation.protocols import evaluate_stills, evaluate_storybook, evaluate_wrong_words
 
         pipeline = load_pipeline(self.model, choose_placement(self.device, self.dtype))
         out = self.out or Path("outputs") / f"evaluation-{self.protocol}"
+        if self.protocol == "edits":
+            evaluate_edits(pipeline, out=out, num_scenes=self.num_prompts, steps=self.steps, guidance=self.guidance)
+            print(f"wrote {out}/report.json")
+            return
         evaluate = evaluate_storybook if self.protocol == "storybook" else evaluate_stills
         evaluate(
             pipeline,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from lumiere.config import Settings
-from lumiere.data.captions import caption
+from lumiere.data.captions import caption, terse_caption
 from lumiere.data.drawing import BACKGROUNDS
 from lumiere.data.storybook import (
     COLOUR_NAMES,
@@ -49,6 +50,10 @@ class StorybookSettings(Settings):
     """Share of scenes with two actors."""
     pairs_from_step: int = Field(default=0, ge=0)
     """First step that draws pairs: one object is learned first."""
+    empty_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of scenes without an actor: what is left when one is taken away."""
+    terse_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of captions that only say how the actor moves, for where a picture says the rest."""
     turning_share: float = Field(default=0.0, ge=0, le=1)
     """Share of scenes whose motion is surely one in which objects turn, beside those that chance gives: turned outlines
     are the hardest to learn."""
@@ -67,21 +72,28 @@ class StorybookBatches:
         num_pairs = _random_round(count * share, generator) if share else 0
         turning = 0.0 if held_out else self.settings.turning_share
         num_turning = _random_round(count * turning, generator) if turning else 0
+        num_empty = _random_round(count * self.settings.empty_share, generator) if self.settings.empty_share else 0
+        num_alone = max(0, count - num_pairs - num_empty)
+        ends = [num_alone, count - num_pairs, count]
         scenes = [
             draw_scene(
                 generator,
-                num_actors=2 if index >= count - num_pairs else 1,
+                num_actors=1 if index < ends[0] else 0 if index < ends[1] else 2,
                 held_out=held_out,
                 motions=TURNING_MOTIONS if index < num_turning else MOTIONS,
             )
             for index in range(count)
         ]
-        captions = [caption(scene, generator) for scene in scenes]
+        captions = [self._caption(scene, generator) for scene in scenes]
         times = self._times(count, generator).to(self.device)
-        split = count - num_pairs
-        parts = [part for part in (slice(0, split), slice(split, count)) if scenes[part]]
+        parts = [part for part in (slice(*both) for both in pairwise([0, *ends])) if scenes[part]]
         clips = [render(scenes[part], times[part], size=self.settings.size) for part in parts]
         return Batch(torch.cat(clips), captions, tuple(scenes))
+
+    def _caption(self, scene: Scene, generator: torch.Generator) -> str:
+        share = self.settings.terse_share
+        is_terse = bool(share) and bool(scene.actors) and float(torch.rand((), generator=generator)) < share
+        return (terse_caption if is_terse else caption)(scene, generator)
 
     def _times(self, count: int, generator: torch.Generator) -> Tensor:
         if self.settings.num_frames == 1:

@@ -58,17 +58,28 @@ def caption(scene: Scene, generator: torch.Generator | None = None) -> str:
     order = 0 if generator is None else int(torch.randint(4, (), generator=generator))
     actors = [_actor_words(actor, generator, as_noun=order == 3) for actor in scene.actors]
     what = " and ".join(actors)
+    if not what:
+        return place
     if order == 2:
         return f"{place}, {what}"
     return f"{what} {place}"
 
 
+def terse_caption(scene: Scene, generator: torch.Generator | None = None) -> str:
+    """Only how the actors move, for where a picture says the rest."""
+    return " and ".join(_motion_words(actor, generator, as_noun=False) for actor in scene.actors)
+
+
 def _actor_words(actor: Actor, generator: torch.Generator | None, *, as_noun: bool) -> str:
     thing = f"{_pick(COLOUR_WORDS[actor.colour], generator)} {_pick(OBJECT_WORDS[actor.object], generator)}"
+    article = "an" if thing[0] in "aeiou" else "a"
+    return f"{article} {thing} {_motion_words(actor, generator, as_noun=as_noun)}"
+
+
+def _motion_words(actor: Actor, generator: torch.Generator | None, *, as_noun: bool) -> str:
     speed = _pick(SPEED_WORDS[actor.speed], generator)
     verb, participle = _pick(MOTION_WORDS[actor.motion], generator)
-    article = "an" if thing[0] in "aeiou" else "a"
-    return f"{article} {thing} {participle} {speed}" if as_noun else f"{article} {thing} {verb} {speed}"
+    return f"{participle if as_noun else verb} {speed}"
 
 
 def words(text: str) -> list[str]:

@@ -74,15 +74,15 @@ def evaluate_storybook(
     pairs; None is all. ``steps`` and ``guidance`` None are the model's own. Raises ValueError when ``out`` holds clips
     of other settings.
     """
-    pipeline = _loaded(model)
+    pipeline = load_model(model)
     one, two = _chosen_prompts(num_prompts)
     jobs = _jobs(one + two, num_seeds)
     settings = _settings(pipeline, jobs, steps=steps, guidance=guidance, num_frames=pipeline.config.num_frames)
-    folder = _opened(Path(out), settings)
+    folder = open_folder(Path(out), settings)
     _make(pipeline, jobs, folder, settings, batch=batch, progress=progress)
     readings = [
         (read_pair if len(job.prompt.actors) == 2 else read_clip)(clip)
-        for job, clip in _tracked(_stored(jobs, folder), len(jobs), "reading", progress)
+        for job, clip in tracked(_stored(jobs, folder), len(jobs), "reading", progress)
     ]
     found = [answers(job.prompt.background, job.prompt.actors, seen) for job, seen in zip(jobs, readings, strict=True)]
     alone, together = Tally(), Tally()
@@ -111,10 +111,10 @@ def evaluate_stills(
     progress: bool = True,
 ) -> dict[str, Any]:
     """The same for clips of one frame, which are the image network's stills: object, colour and background."""
-    pipeline = _loaded(model)
+    pipeline = load_model(model)
     jobs = _jobs(_chosen_prompts(num_prompts)[0], num_seeds)
     settings = _settings(pipeline, jobs, steps=steps, guidance=guidance, num_frames=1)
-    folder = _opened(Path(out), settings)
+    folder = open_folder(Path(out), settings)
     _make(pipeline, jobs, folder, settings, batch=batch, progress=progress)
     stills = torch.cat([clip.transpose(0, 1) for _, clip in _stored(jobs, folder)])
     readings = read_stills(stills)
@@ -140,12 +140,12 @@ def evaluate_wrong_words(
     progress: bool = True,
 ) -> dict[str, WrongWord]:
     """What one wrong word of the caption costs in held-out loss; prints the table, and writes it below ``out``."""
-    pipeline = _loaded(model)
+    pipeline = load_model(model)
     frames = pipeline.config.num_frames if num_frames is None else num_frames
     losses = wrong_word_losses(
         _loss_measure(pipeline), num_clips=num_clips, num_frames=frames, size=pipeline.default_size
     )
-    rows = list(_tracked(losses, num_clips, "losses", progress))
+    rows = list(tracked(losses, num_clips, "losses", progress))
     found = summarise(rows)
     print_wrong_words(found)
     if out is not None:
@@ -155,7 +155,7 @@ def evaluate_wrong_words(
     return found
 
 
-def _loaded(model: Model) -> LumierePipeline:
+def load_model(model: Model) -> LumierePipeline:
     """The pipeline, its own progress bars switched off; a folder's is placed where this machine is fast."""
     pipeline = model if isinstance(model, LumierePipeline) else _placed(model)
     pipeline.set_progress_bar_config(disable=True)
@@ -216,6 +216,15 @@ def _settings(
     return {
         "prompts": {str(job.index): job.prompt.text for job in jobs},
         "seeds": [job.seed for job in jobs],
+        **run_settings(pipeline, steps=steps, guidance=guidance, num_frames=num_frames),
+    }
+
+
+def run_settings(
+    pipeline: LumierePipeline, *, steps: int | None, guidance: float | None, num_frames: int
+) -> dict[str, Any]:
+    """Everything of the model and of its machine that clips depend on."""
+    return {
         "num_frames": num_frames,
         "size": list(pipeline.default_size),
         "steps": pipeline.config.default_steps if steps is None else steps,
@@ -257,7 +266,7 @@ def reader_hash() -> str:
     return digest.hexdigest()
 
 
-def _opened(folder: Path, settings: dict[str, Any]) -> Path:
+def open_folder(folder: Path, settings: dict[str, Any]) -> Path:
     """The evaluation's folder, new or of the very same settings."""
     path = folder / "settings.json"
     if path.is_file():
@@ -287,7 +296,7 @@ def _make(
     batch = batch or (1 if pipeline.device.type == "cpu" else 16)
     missing = [job for job in jobs if not (folder / "clips" / job.file_name).is_file()]
     groups = [missing[first : first + batch] for first in range(0, len(missing), batch)]
-    for group in _tracked(groups, len(groups), f"making {len(missing)} of {len(jobs)}", progress):
+    for group in tracked(groups, len(groups), f"making {len(missing)} of {len(jobs)}", progress):
         output: Any = pipeline(
             [job.prompt.text for job in group],
             num_frames=settings["num_frames"],
@@ -298,10 +307,10 @@ def _make(
         )
         clips = output.frames.transpose(1, 2) * 2 - 1
         for job, frames in zip(group, to_uint8(clips), strict=True):
-            _store(folder / "clips" / job.file_name, frames)
+            store_frames(folder / "clips" / job.file_name, frames)
 
 
-def _store(path: Path, frames: np.ndarray) -> None:
+def store_frames(path: Path, frames: np.ndarray) -> None:
     """Write frames under a temporary name first, so that an interrupted evaluation has only whole clips."""
     unfinished = path.with_suffix(".part")
     with unfinished.open("wb") as file:
@@ -309,14 +318,19 @@ def _store(path: Path, frames: np.ndarray) -> None:
     unfinished.replace(path)
 
 
+def stored_frames(path: Path) -> Tensor:
+    """The clip [3, T, H, W] of a file of ``store_frames``, in -1..1."""
+    with np.load(path) as file:
+        return from_uint8(file["frames"])
+
+
 def _stored(jobs: Sequence[Job], folder: Path) -> Iterable[tuple[Job, Tensor]]:
     """Each job's clip [3, T, H, W], read from its file."""
     for job in jobs:
-        with np.load(folder / "clips" / job.file_name) as file:
-            yield job, from_uint8(file["frames"])
+        yield job, stored_frames(folder / "clips" / job.file_name)
 
 
-def _tracked(items: Iterable[Any], count: int, what: str, progress: bool) -> Iterable[Any]:
+def tracked(items: Iterable[Any], count: int, what: str, progress: bool) -> Iterable[Any]:
     """The items, with a progress bar that shows the time left."""
     with progress_bar(is_shown=progress) as bar:
         yield from bar.track(items, total=count, description=what)

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.table import Table
 
+from lumiere.evaluation.edits import Bar
 from lumiere.evaluation.tally import ATTRIBUTES, Tally, wilson_interval
 from lumiere.evaluation.wrong_words import MIN_RATIO, WrongWord
 
@@ -72,6 +73,23 @@ def print_wrong_words(found: Mapping[str, WrongWord], console: Console | None = 
     for name, one in found.items():
         verdict = "reached" if one.ratio >= MIN_RATIO else "missed"
         table.add_row(name, f"{one.ratio:.3f}", f"{one.error:.3f}", f"{MIN_RATIO:.2f}", verdict)
+    (console or Console()).print(table)
+
+
+def print_bars(
+    title: str,
+    found: Mapping[str, Mapping[str, float]],
+    bars: Mapping[str, Mapping[str, Bar]],
+    console: Console | None = None,
+) -> None:
+    """A table of measures by what was done, each with its bar."""
+    table = Table(title=title)
+    for heading in ("", "measure", "value", "bar", ""):
+        table.add_column(heading, justify="right" if heading in ("value", "bar") else "left")
+    for group, values in found.items():
+        for name, value in values.items():
+            bar = bars[group][name]
+            table.add_row(group, name, f"{value:.3f}", str(bar), "reached" if bar.holds(value) else "missed")
     (console or Console()).print(table)
 
 

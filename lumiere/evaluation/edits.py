@@ -1,0 +1,225 @@
+"""What is asked of edits of storybook clips, and what of it was done: cases, and measures of the clips that came back.
+
+A measure is a pair (sum, count or sum of what it is compared with): over all cases the first is divided by the second,
+which makes a share of cases, or the ratio of two means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lumiere.data.captions import caption, terse_caption
+from lumiere.data.storybook import MOTIONS, OBJECTS, REPEATING_MOTIONS, Scene, draw_scene, frame_times, render
+from lumiere.evaluation.storybook import UNREADABLE, read_clip
+
+Measures = dict[str, tuple[float, float]]
+
+MARGIN = 0.1
+"""How far around an object its region reaches, in picture heights."""
+NEAR = 0.2
+"""A tenth of the picture, in half picture widths, as tracks are measured."""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """From where to where a measure is good."""
+
+    low: float = 0.0
+    high: float = float("inf")
+
+    def holds(self, value: float) -> bool:
+        """Whether the value is good."""
+        return self.low <= value <= self.high
+
+    def __str__(self) -> str:
+        if self.high == float("inf"):
+            return f"{self.low:g} or more"
+        return f"{self.low:g} to {self.high:g}" if self.low else f"{self.high:g} or less"
+
+
+BARS: dict[str, dict[str, Bar]] = {
+    "animate": {
+        "object kept": Bar(0.95),
+        "colour kept": Bar(0.95),
+        "background kept": Bar(0.95),
+        "motion right": Bar(0.80),
+        "first step over mean step": Bar(high=1.5),
+    },
+    "replace": {"new object there": Bar(0.85)},
+    "remove": {"object gone": Bar(0.85)},
+    "reconstruct": {"gradient across the border over true": Bar(0.9, 1.1)},
+    "cinemagraph": {
+        "pixels unchanged outside": Bar(1.0),
+        "frame difference over true": Bar(0.5, 2.0),
+        "second difference over true": Bar(high=1.5),
+    },
+    "loop": {"wrap over neighbours": Bar(0.5, 1.2), "motion over true": Bar(0.5)},
+    "interpolate": {"path ends in place": Bar(0.85)},
+}
+"""The edits, what is measured of each, and the bars."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A scene that training never drew, its clip [1, 3, T, H, W], and the region [1, 1, T, H, W] around its object."""
+
+    index: int
+    scene: Scene
+    clip: Tensor
+    region: Tensor
+
+    @property
+    def new_object(self) -> str:
+        """The object that is to be put in the old one's place."""
+        place = OBJECTS.index(self.scene.actors[0].object)
+        return OBJECTS[(place + 1 + self.index % (len(OBJECTS) - 1)) % len(OBJECTS)]
+
+    @property
+    def still_region(self) -> Tensor:
+        """The region [1, 1, H, W] that the object's whole path stays in, less the picture's rim."""
+        region = self.region.amax(2)
+        region[..., [0, -1], :] = 0
+        region[..., [0, -1]] = 0
+        return region
+
+    def prompt(self, edit: str) -> str:
+        """What is asked for."""
+        scene = self.scene
+        match edit:
+            case "animate":
+                return terse_caption(scene)
+            case "replace":
+                return caption(replace(scene, actors=(replace(scene.actors[0], object=self.new_object),)))
+            case "remove":
+                return caption(replace(scene, actors=()))
+        return caption(scene)
+
+
+def draw_case(index: int, edit: str, *, num_frames: int, size: tuple[int, int]) -> Case:
+    """The case of that number for an edit: the same for every model. Loops are of motions that repeat."""
+    generator = torch.Generator().manual_seed(9_000_000 + index)
+    motions = REPEATING_MOTIONS if edit == "loop" else MOTIONS
+    scene = draw_scene(generator, held_out=True, motions=motions)
+    times = frame_times(num_frames)
+    clip, empty = render([scene], times, size=size), render([replace(scene, actors=())], times, size=size)
+    return Case(index, scene, clip, object_region(clip, empty))
+
+
+def object_region(clip: Tensor, empty: Tensor) -> Tensor:
+    """A box [1, 1, T, H, W] of 1 in each frame around all that differs from the clip without it, and a margin."""
+    differs = (clip - empty).abs().amax(1, keepdim=True) > 0.02
+    margin = max(1, round(MARGIN * clip.shape[-2]))
+    rows, columns = (_span(differs.any(axis), margin) for axis in (-1, -2))
+    return (rows[..., :, None] & columns[..., None, :]).to(clip)
+
+
+def _span(is_there: Tensor, margin: int) -> Tensor:
+    """All places [..., N] between the first and the last that is true, and ``margin`` beyond both."""
+    wide = F.max_pool1d(is_there.float().flatten(0, -2), 2 * margin + 1, stride=1, padding=margin).view(is_there.shape)
+    after_first, before_last = wide.cummax(-1).values, wide.flip(-1).cummax(-1).values.flip(-1)
+    return (after_first * before_last) > 0
+
+
+def border_region(case: Case) -> Tensor:
+    """A box [1, 1, T, H, W] to be made again: the middle half of the picture, the same in all frames."""
+    region = torch.zeros_like(case.region)
+    height, width = region.shape[-2:]
+    region[..., height // 4 : height - height // 4, width // 4 : width - width // 4] = 1
+    return region
+
+
+def measures(edit: str, case: Case, made: Tensor) -> Measures:
+    """What of an edit was done in the clip [1, 3, T, H, W] that was made."""
+    match edit:
+        case "animate":
+            return _animated(case, made)
+        case "replace":
+            seen = read_clip(made[0]).actors[0]
+            return {"new object there": _one(seen.object == case.new_object)}
+        case "remove":
+            seen = read_clip(made[0]).actors[0]
+            return {"object gone": _one(seen.object == UNREADABLE and seen.colour == UNREADABLE)}
+        case "reconstruct":
+            region = border_region(case)
+            across = tuple(_across(clip, region) for clip in (made, case.clip))
+            return {"gradient across the border over true": across}
+        case "cinemagraph":
+            return _cinemagraph(case, made)
+        case "loop":
+            wrap, steps = float((made[:, :, 0] - made[:, :, -1]).abs().mean()), differences(made)
+            true = differences(case.clip)
+            return {"wrap over neighbours": (wrap, float(steps)), "motion over true": (float(steps), float(true))}
+        case "interpolate":
+            return {"path ends in place": _one(_ends_in_place(case, made))}
+    raise ValueError(f"edit is {edit!r}; known are {', '.join(BARS)}")
+
+
+def summarise(rows: Sequence[Mapping[str, tuple[float, float]]]) -> dict[str, float]:
+    """Each measure over all cases."""
+    return {name: sum(row[name][0] for row in rows) / max(sum(row[name][1] for row in rows), 1e-12) for name in rows[0]}
+
+
+def differences(clip: Tensor, *, order: int = 1, region: Tensor | None = None) -> Tensor:
+    """The mean absolute difference along time of a clip [1, 3, T, H, W], of its first or second ``order``."""
+    found = clip.diff(n=order, dim=2).abs()
+    if region is None:
+        return found.mean()
+    inside = region[:, :, None].expand_as(found) > 0
+    return found[inside].mean()
+
+
+def _one(is_right: bool) -> tuple[float, float]:
+    return float(is_right), 1.0
+
+
+def _animated(case: Case, made: Tensor) -> Measures:
+    actor, seen = case.scene.actors[0], read_clip(made[0])
+    read = seen.actors[0]
+    steps = made.diff(dim=2).abs().mean((0, 1, 3, 4))
+    return {
+        "object kept": _one(read.object == actor.object),
+        "colour kept": _one(read.colour == actor.colour),
+        "background kept": _one(seen.background == case.scene.background),
+        "motion right": _one(read.motion == actor.motion),
+        "first step over mean step": (float(steps[0]), float(steps.mean())),
+    }
+
+
+def _cinemagraph(case: Case, made: Tensor) -> Measures:
+    region = case.still_region
+    outside = (region[:, :, None] == 0).expand_as(made)
+    still = case.clip[:, :, :1].expand_as(made)
+    return {
+        "pixels unchanged outside": _one(bool(torch.equal(made[outside], still[outside]))),
+        "frame difference over true": _over_true(case, made, region, order=1),
+        "second difference over true": _over_true(case, made, region, order=2),
+    }
+
+
+def _over_true(case: Case, made: Tensor, region: Tensor, *, order: int) -> tuple[float, float]:
+    of_made, of_true = (differences(clip, order=order, region=region) for clip in (made, case.clip))
+    return float(of_made), float(of_true)
+
+
+def _across(clip: Tensor, region: Tensor) -> float:
+    """The mean absolute difference of neighbouring pixels of which one is inside the region and one is not."""
+    found = []
+    for axis in (-1, -2):
+        is_border = region.diff(dim=axis) != 0
+        steps = clip.diff(dim=axis).abs()
+        found.append(steps[is_border.expand_as(steps)])
+    return float(torch.cat(found).mean())
+
+
+def _ends_in_place(case: Case, made: Tensor) -> bool:
+    """Whether the object is at its true last place one frame before the last, which was given."""
+    tracks = [read_clip(clip[0]).actors[0].track for clip in (made, case.clip)]
+    if any(track is None or not bool(track.weight[-2]) for track in tracks):
+        return False
+    (x, y), (true_x, true_y) = ((track.pose.x, track.pose.y) for track in tracks if track is not None)
+    return bool(torch.hypot(x[-2] - true_x[-1], y[-2] - true_y[-1]) <= NEAR)
