@@ -101,6 +101,11 @@ class TextToImage:
     """Trains the image network and its text encoder on single storybook pictures."""
 
     def __init__(self, settings: TextToImageSettings) -> None:
+        if settings.caption_fact_weight and (settings.data.empty_share or settings.data.terse_share):
+            raise ValueError(
+                "caption_fact_weight keeps facts readable that captions of data.empty_share and data.terse_share do not"
+                " state; set it, or these two, to 0"
+            )
         self.settings = settings
         torch.manual_seed(settings.loop.seed)
         network = settings.network
