@@ -14,6 +14,7 @@ from torch import nn
 from lumiere.conditioning.frames import MaskMix
 from lumiere.config import find_recipe, load_settings
 from lumiere.data.batches import StorybookBatches, StorybookSettings
+from lumiere.data.captions import BACKGROUND_WORDS
 from lumiere.data.storybook import TURNING_MOTIONS, is_held_out
 from lumiere.diffusion.objective import Objective
 from lumiere.pipeline import LumierePipeline
@@ -141,6 +142,32 @@ def test_a_batch_depends_on_its_step_and_seed_alone() -> None:
     assert torch.equal(first.clips, again.clips) and first.captions == again.captions
     assert not torch.equal(first.clips, data.batch(8, 4).clips)
     assert not torch.equal(first.clips, StorybookBatches(data.settings, seed=4).batch(7, 4).clips)
+
+
+def test_empty_scenes_and_terse_captions_are_drawn_as_often_as_asked() -> None:
+    settings = StorybookSettings(size=16, num_frames=2, pair_share=0.25, empty_share=0.25, terse_share=0.5)
+    data = StorybookBatches(settings, seed=0)
+    batches = [data.batch(step, 8) for step in range(12)]
+    assert all(batch.clips.shape == (8, 3, 2, 16, 16) for batch in batches)
+    scenes = [scene for batch in batches for scene in batch.scenes]
+    captions = [caption for batch in batches for caption in batch.captions]
+    counts = [len(scene.actors) for scene in scenes]
+    assert [counts.count(number) for number in (0, 1, 2)] == [24, 48, 24]
+    places = {phrase for phrases in BACKGROUND_WORDS.values() for phrase in phrases}
+    assert all((caption in places) == (not scene.actors) for caption, scene in zip(captions, scenes, strict=True))
+    terse = [not any(place in caption for place in places) for caption in captions]
+    assert 24 <= sum(terse) <= 48
+    assert not any(
+        actor.object in text
+        for text, scene, is_terse in zip(captions, scenes, terse, strict=True)
+        if is_terse
+        for actor in scene.actors
+    )
+
+
+def test_the_image_network_is_not_asked_for_facts_that_captions_leave_out(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="caption_fact_weight"):
+        train("text_to_image_smoke", ["--out", str(tmp_path), "--data.empty_share", "0.1"])
 
 
 def test_every_nth_frame_of_a_clip_is_of_the_same_clip() -> None:
