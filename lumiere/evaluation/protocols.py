@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
@@ -179,8 +179,7 @@ def _loss_measure(pipeline: LumierePipeline) -> Callable[[Tensor, str, int, Tens
         noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed))
         timestep = (level * objective.num_timesteps).long().clamp(max=objective.num_timesteps - 1)
         states = encoder.encode([text])
-        mask = None if states.mask is None else states.mask.to(device)
-        told = Conditioned(pipeline.unet, replace(states, states=states.states.to(device, dtype), mask=mask))
+        told = Conditioned(pipeline.unet, states.to(device, dtype))
         loss = objective.loss(told, clean.to(device), noise=noise.to(device), timestep=timestep.to(device))
         return float(loss)
 

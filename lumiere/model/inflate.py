@@ -11,7 +11,7 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 
 from lumiere.model import image_unet, motion
-from lumiere.model.stunet import STUNet, given_stem, halvings, noise_level_shifts, time_resizers
+from lumiere.model.stunet import STUNet, given_stem, noise_level_shifts, time_resizers
 from lumiere.model.temporal import AttentionInflation, TemporalSettings, silent_attention
 
 
@@ -154,9 +154,9 @@ def add_time_halving(stunet: STUNet) -> STUNet:
     if stunet.temporal_factor != 1:
         raise ValueError(f"time is halved already, to one frame in {stunet.temporal_factor}")
     settings = _grown(stunet, halve_time=None)
-    down, up = time_resizers(stunet, settings)
-    stunet.temporal.halve_time, stunet.temporal.double_time = down.to(like := stunet.conv_in.weight), up.to(like)
-    stunet.temporal.factor = 2 ** sum(halvings(stunet, settings))
+    stunet.temporal.halve_time, stunet.temporal.double_time = (
+        resizers.to(stunet.conv_in.weight) for resizers in time_resizers(stunet, settings)
+    )
     return stunet
 
 

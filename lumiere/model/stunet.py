@@ -38,7 +38,6 @@ class TemporalLayers(nn.Module):
     def __init__(self, unet: UNet2DConditionModel, settings: TemporalSettings) -> None:
         super().__init__()
         widths = list(unet.config.block_out_channels)
-        self.factor = 2 ** sum(halvings(unet, settings))
         self.hears = settings.hears_time_and_text
         told_width = image_unet.time_width(unet) + image_unet.text_width(unet) if self.hears else 0
 
@@ -56,6 +55,11 @@ class TemporalLayers(nn.Module):
         self.middle = block(widths[-1], True)
         self.up = nn.ModuleList(block(width, index == 0) for index, width in enumerate(widths[::-1]))
         self.halve_time, self.double_time = time_resizers(unet, settings)
+
+    @property
+    def factor(self) -> int:
+        """How many frames of the clip one frame stands for at the coarsest level."""
+        return 2 ** sum(not isinstance(resizer, nn.Identity) for resizer in self.halve_time)
 
 
 def time_resizers(unet: UNet2DConditionModel, settings: TemporalSettings) -> tuple[nn.ModuleList, nn.ModuleList]:
