@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -176,6 +177,17 @@ def test_every_nth_frame_of_a_clip_is_of_the_same_clip() -> None:
     assert sparse.captions == whole.captions and torch.equal(sparse.clips, whole.clips[:, :, ::4])
 
 
+def test_motions_from_the_start_are_told_by_the_words_but_for_size_place_and_direction() -> None:
+    settings = StorybookSettings(size=16, num_frames=16)
+    data = StorybookBatches(settings.model_copy(update={"motion_from_start": True}), seed=3)
+    batch, free = data.batch(2, 8), StorybookBatches(settings, seed=3).batch(2, 8)
+    assert batch.captions == free.captions and not torch.equal(batch.clips, free.clips)
+    drawn = [scene.actors[0] for scene in batch.scenes]
+    assert {(actor.phase, actor.tempo) for actor in drawn} == {(0.0, 1.0)}
+    for one, other in zip(drawn, (scene.actors[0] for scene in free.scenes), strict=True):
+        assert replace(one, phase=other.phase, tempo=other.tempo) == other
+
+
 def test_more_scenes_turn_when_asked_and_none_held_out_is_drawn() -> None:
     settings = StorybookSettings(size=16, num_frames=1, turning_share=0.5, pair_share=0.1)
     data = StorybookBatches(settings, seed=0)
@@ -250,7 +262,7 @@ def test_new_temporal_layers_can_be_begun_on_the_image_part_of_a_pipeline(tmp_pa
 
 def test_a_base_can_be_grown_before_it_is_trained_further(tmp_path: Path, image_network: Path) -> None:
     base = train("text_to_video_smoke", ["--out", str(tmp_path / "base"), "--image", str(image_network)])
-    growth = ["--add_space_time_layers", "1", "--add_noise_level_shifts", "true"]
+    growth = ["--add_space_time_layers", "1", "--add_noise_level_shifts", "true", "--widen_kernels", "5"]
     more = ["--start_from", str(base), "--image", "null", "--out", str(tmp_path / "more")]
     grown = train("text_to_video_smoke", [*more, *growth])
     before, after = (load_file(run / "unet" / "diffusion_pytorch_model.safetensors") for run in (base, grown))
@@ -258,6 +270,8 @@ def test_a_base_can_be_grown_before_it_is_trained_further(tmp_path: Path, image_
     assert new and all(".space_time.0." in name or ".noise_level." in name for name in new)
     silent = [name for name in new if name.endswith(("out.weight", "change.weight"))]
     assert silent and all(bool(after[name].any()) for name in silent)
+    kernel = after["temporal.down.0.temporal.weight"]
+    assert kernel.shape[2] == 5 and bool(kernel[:, :, 0].any()) and bool(kernel[:, :, 4].any())
     with pytest.raises(ValueError, match=r"temporal\.space_time_layers"):
         train("text_to_video_smoke", ["--image", str(image_network), "--add_space_time_layers", "1"])
 

@@ -13,9 +13,10 @@ from lumiere.model.inflate import (
     add_space_time_layers,
     add_time_halving,
     widen_input,
+    widen_kernels,
 )
 from lumiere.model.stunet import STUNet
-from lumiere.model.temporal import TemporalSettings
+from lumiere.model.temporal import ConvolutionInflation, TemporalSettings
 from tests.tiny_unets import FAMILIES, conditions, embedded
 
 
@@ -140,6 +141,28 @@ def test_a_shifted_noise_level_is_that_of_another_timestep() -> None:
         stunet(clip, 900, **inputs)
     hook.remove()
     assert torch.allclose(heard[2], heard[1], atol=1e-5) and not torch.allclose(heard[0], heard[1], atol=1e-2)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_wider_kernels_change_nothing_until_they_are_trained(family: str, tmp_path: Path) -> None:
+    stunet = network(family)
+    clip = torch.randn(2, stunet.config.in_channels, 8, 16, 16)
+    inputs = conditions(stunet, 2)
+    blocks = [block for block in stunet.temporal.modules() if isinstance(block, ConvolutionInflation)]
+    with torch.no_grad():
+        before = stunet(clip, **inputs).sample
+        assert widen_kernels(stunet, 7) is stunet and stunet.settings.block_kernel_frames == 7
+        assert torch.allclose(stunet(clip, **inputs).sample, before, atol=1e-5)
+        for block in blocks:
+            assert block.temporal.weight.shape[2] == 7
+            block.temporal.weight[:, :, 0].normal_()
+        after = stunet(clip, **inputs).sample
+        assert not torch.allclose(after, before, atol=1e-3)
+        stunet.save_pretrained(tmp_path)
+        assert torch.equal(STUNet.from_pretrained(tmp_path)(clip, **inputs).sample, after)
+    for frames in (7, 5, 10):
+        with pytest.raises(ValueError, match="wider ones are odd: 9, 11"):
+            widen_kernels(stunet, frames)
 
 
 def test_time_halving_keeps_what_the_coarsest_level_learned_from_every_nth_frame(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from lumiere.data.storybook import (
     Scene,
     draw_scene,
     frame_times,
+    from_start,
     render,
 )
 
@@ -54,6 +55,9 @@ class StorybookSettings(Settings):
     """Share of scenes without an actor: what is left when one is taken away."""
     terse_share: float = Field(default=0.0, ge=0, le=1)
     """Share of captions that only say how the actor moves, for where a picture says the rest."""
+    motion_from_start: bool = False
+    """Whether motions begin with the clip and keep their speed's own pace, instead of a random phase and tempo: far
+    sooner learned, as then the words say where everything is at each moment."""
     turning_share: float = Field(default=0.0, ge=0, le=1)
     """Share of scenes whose motion is surely one in which objects turn, beside those that chance gives: turned outlines
     are the hardest to learn."""
@@ -84,6 +88,8 @@ class StorybookBatches:
             )
             for index in range(count)
         ]
+        if self.settings.motion_from_start:
+            scenes = [from_start(scene) for scene in scenes]
         captions = [self._caption(scene, generator) for scene in scenes]
         times = self._times(count, generator).to(self.device)
         parts = [part for part in (slice(*both) for both in pairwise([0, *ends])) if scenes[part]]

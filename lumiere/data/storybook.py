@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -111,6 +111,14 @@ def place_actor(actor: Actor, generator: torch.Generator, *, place: int = 0, num
         turn=_choose(generator, (-1, 1)),
         tempo=_uniform(generator, 0.94, 1.06),
     )
+
+
+def from_start(scene: Scene) -> Scene:
+    """The same scene with motions that begin with the clip and keep their speed's own pace.
+
+    The words then say where everything is at each moment, but for place, size and direction.
+    """
+    return replace(scene, actors=tuple(replace(actor, phase=0.0, tempo=1.0) for actor in scene.actors))
 
 
 def _draw_actor(generator: torch.Generator, place: int, num_actors: int, motions: Sequence[str]) -> Actor:

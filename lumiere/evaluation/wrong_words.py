@@ -1,6 +1,7 @@
 """How much worse a network predicts a clip when one word of its caption is wrong: 1 means that it does not listen.
 
-Held-out clips, fixed noise and fixed timesteps: what differs between two losses is the one word.
+Held-out clips, fixed noise and fixed timesteps: what differs between two losses is the one word. Motions begin with the
+clip, so that the words for them say all there is to know of a path.
 """
 
 from __future__ import annotations
@@ -14,7 +15,17 @@ from torch import Tensor
 
 from lumiere.data.captions import caption
 from lumiere.data.drawing import BACKGROUNDS
-from lumiere.data.storybook import COLOUR_NAMES, MOTIONS, OBJECTS, SPEEDS, Scene, draw_scene, frame_times, render
+from lumiere.data.storybook import (
+    COLOUR_NAMES,
+    MOTIONS,
+    OBJECTS,
+    SPEEDS,
+    Scene,
+    draw_scene,
+    frame_times,
+    from_start,
+    render,
+)
 
 CHOICES = {
     "object": OBJECTS,
@@ -47,7 +58,7 @@ def wrong_word_losses(
     """
     for index in range(num_clips):
         generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
-        scene = draw_scene(generator, held_out=True)
+        scene = from_start(draw_scene(generator, held_out=True))
         clip = render([scene], frame_times(num_frames), size=size)
         level = torch.tensor([(index + 0.5) / num_clips])
         captions = {"true": _worded(scene, index)}

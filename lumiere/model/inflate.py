@@ -12,7 +12,7 @@ from torch import nn
 
 from lumiere.model import image_unet, motion
 from lumiere.model.stunet import STUNet, given_stem, noise_level_shifts, time_resizers
-from lumiere.model.temporal import AttentionInflation, TemporalSettings, silent_attention
+from lumiere.model.temporal import AttentionInflation, ConvolutionInflation, TemporalSettings, silent_attention
 
 
 @dataclass(frozen=True)
@@ -141,6 +141,25 @@ def add_noise_level_shifts(stunet: STUNet) -> STUNet:
     settings = _grown(stunet, shifts_noise_level=True)
     stunet.temporal.noise_level.extend(noise_level_shifts(stunet, settings))
     stunet.temporal.noise_level.to(stunet.conv_in.weight)
+    return stunet
+
+
+def widen_kernels(stunet: STUNet, frames: int) -> STUNet:
+    """Let the temporal convolution of every convolution block see ``frames`` at once; changed in place, returned.
+
+    The new frames count nothing at first: nothing changes but how sums are rounded. Raises ValueError when ``frames``
+    is even, or not more than they see already.
+    """
+    settings = stunet.settings
+    now = settings.block_kernel_frames or settings.kernel_frames
+    if frames % 2 == 0 or frames <= now:
+        raise ValueError(
+            f"kernels of {frames} frames; these have {now}, and wider ones are odd: {now + 2}, {now + 4}, ..."
+        )
+    _grown(stunet, block_kernel_frames=frames)
+    for block in stunet.temporal.modules():
+        if isinstance(block, ConvolutionInflation):
+            block.temporal.widen(frames)
     return stunet
 
 

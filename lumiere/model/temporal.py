@@ -27,6 +27,8 @@ class TemporalSettings(Settings):
     halve_time: tuple[bool, ...] | None = None
     # Frames that a temporal convolution sees at once; odd.
     kernel_frames: int = Field(default=3, ge=1)
+    # The same for those of the convolution blocks alone, not the resizers'; None: ``kernel_frames``.
+    block_kernel_frames: int | None = Field(default=None, ge=1)
     # Pixels on a side that the 2-D convolution of a convolution block sees at once; odd.
     kernel_px: int = Field(default=3, ge=1)
     # Channels inside a convolution block, as a multiple of its level's.
@@ -55,10 +57,10 @@ class TemporalSettings(Settings):
     # Channels of <C, M>, what of the clip is given, for which there is a second first convolution; 0: not told.
     conditioning_channels: int = Field(default=0, ge=0)
 
-    @field_validator("kernel_frames", "kernel_px")
+    @field_validator("kernel_frames", "block_kernel_frames", "kernel_px")
     @classmethod
-    def _odd(cls, value: int) -> int:
-        if value % 2 == 0:
+    def _odd(cls, value: int | None) -> int | None:
+        if value is not None and value % 2 == 0:
             raise ValueError(f"is {value}; a kernel needs a middle, so an odd size (1, 3, 5, ...)")
         return value
 
@@ -77,6 +79,12 @@ class TemporalConv(nn.Conv2d):
         rows = clip.permute(0, 2, 3, 4, 1).flatten(2, 3).permute(0, 3, 1, 2)
         rows = super().forward(rows).permute(0, 2, 3, 1)
         return rows.unflatten(2, (height, width)).permute(0, 4, 1, 2, 3)
+
+    def widen(self, kernel_frames: int) -> None:
+        """See more frames at once; at first none of the new ones counts."""
+        more = (kernel_frames - self.kernel_size[0]) // 2
+        self.weight = nn.Parameter(F.pad(self.weight.detach(), (0, 0, more, more)))
+        self.kernel_size, self.padding = (kernel_frames, 1), (kernel_frames // 2, 0)
 
     def start_as_identity(self) -> None:
         """Set Dirac weights and zero bias: what comes in goes out."""
@@ -205,7 +213,8 @@ class ConvolutionInflation(nn.Module):
         self.spatial = nn.Conv2d(channels, width, settings.kernel_px, padding=settings.kernel_px // 2)
         self.spatial_norm = ChannelNorm(width, kind=settings.norm)
         self.hearing = Hearing(told_width, width) if told_width else None
-        self.temporal = TemporalConv(width, kernel_frames=settings.kernel_frames)
+        kernel_frames = settings.block_kernel_frames or settings.kernel_frames
+        self.temporal = TemporalConv(width, kernel_frames=kernel_frames)
         self.temporal_norm = ChannelNorm(width, kind=settings.norm)
         self.project = _zero_linear(width, channels)
 

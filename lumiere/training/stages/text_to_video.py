@@ -15,7 +15,7 @@ from lumiere.config import Settings
 from lumiere.data.batches import StorybookBatches, StorybookSettings
 from lumiere.device import choose_placement
 from lumiere.diffusion.schedulers import named_scheduler
-from lumiere.model.inflate import add_noise_level_shifts, add_space_time_layers, add_time_halving
+from lumiere.model.inflate import add_noise_level_shifts, add_space_time_layers, add_time_halving, widen_kernels
 from lumiere.model.stunet import STUNet
 from lumiere.model.temporal import TemporalSettings
 from lumiere.pipeline import LumierePipeline
@@ -40,6 +40,8 @@ class TextToVideoSettings(Settings):
     """Whether the frozen image layers of the networks of ``start_from`` learn to be told another noise level."""
     add_time_halving: bool = False
     """Whether the networks of ``start_from``, trained on every N-th frame, are to halve time from now on."""
+    widen_kernels: int | None = Field(default=None, ge=1)
+    """Frames that the temporal convolutions of the blocks of the networks of ``start_from`` are to see at once."""
     loop: LoopSettings
     pixel_block_size: int = Field(default=2, ge=1)
     data: StorybookSettings = StorybookSettings()
@@ -57,17 +59,26 @@ class TextToVideoSettings(Settings):
     default_guidance_scale: float = Field(default=3.0, ge=1)
 
 
+GROWTH = {
+    "add_space_time_layers": "space_time_layers",
+    "add_noise_level_shifts": "shifts_noise_level",
+    "add_time_halving": "halve_time",
+    "widen_kernels": "block_kernel_frames",
+}
+"""What trained networks can be given more of, and the setting that new ones get it by."""
+
+
 class TextToVideo(ClipStage):
     """Trains the temporal layers of an inflated image network; everything pretrained stays frozen."""
 
     def __init__(self, settings: TextToVideoSettings) -> None:
         if (settings.image is None) == (settings.start_from is None):
             raise ValueError("set either image (a trained image network, to be inflated) or start_from (a pipeline)")
-        grows = settings.add_space_time_layers or settings.add_noise_level_shifts or settings.add_time_halving
+        grows = [name for name in GROWTH if getattr(settings, name)]
         if settings.image is not None and grows:
             raise ValueError(
-                "add_space_time_layers, add_noise_level_shifts and add_time_halving are for start_from; new networks"
-                " get temporal.space_time_layers, temporal.shifts_noise_level and temporal.halve_time"
+                f"{' and '.join(grows)} is for start_from; new networks get"
+                f" {' and '.join(f'temporal.{GROWTH[name]}' for name in grows)}"
             )
         torch.manual_seed(settings.loop.seed)
         if settings.start_from is not None:
@@ -79,6 +90,8 @@ class TextToVideo(ClipStage):
                 add_noise_level_shifts(pipeline.unet)
             if settings.add_time_halving:
                 add_time_halving(pipeline.unet)
+            if settings.widen_kernels:
+                widen_kernels(pipeline.unet, settings.widen_kernels)
             pipeline.unet.freeze_image()
             freeze(pipeline.text_encoder)
         else:
