@@ -1,7 +1,7 @@
 # Needs Python 3.11 or newer with pip, and make; everything else is installed into $(VENV).
 PYTHON ?= python3
 VENV ?= .venv
-PROMPT ?= a red ball bounces slowly by the ocean
+PROMPT ?= a green tree slides left slowly in the snow
 SEED ?= 0
 OUT ?= outputs
 # The shell reads it from the environment, so that a prompt may hold quotes.

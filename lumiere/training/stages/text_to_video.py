@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 from diffusers import UNet2DConditionModel
-from pydantic import Field
+from pydantic import Field, field_validator
 from transformers import AutoTokenizer, T5EncoderModel
 
 from lumiere.conditioning.text import freeze
@@ -57,6 +57,15 @@ class TextToVideoSettings(Settings):
     default_timestep_shift: float = Field(default=5.0, gt=0)
     """Samplers look where training looked: this puts half of the steps above five sixths of the schedule."""
     default_guidance_scale: float = Field(default=3.0, ge=1)
+    default_guidance_interval: tuple[float, float] = (0.0, 1.0)
+    """The part of the noise schedule, 0 (clean) to 1 (noise), in which the exported pipeline guides."""
+
+    @field_validator("default_guidance_interval")
+    @classmethod
+    def _part_of_the_schedule(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 <= value[0] < value[1] <= 1:
+            raise ValueError(f"is {list(value)}; it goes from a lower to a higher place, from 0 (clean) to 1 (noise)")
+        return value
 
 
 GROWTH = {
@@ -133,4 +142,5 @@ def _defaults(settings: TextToVideoSettings) -> dict[str, Any]:
         "default_steps": settings.default_steps,
         "timestep_shift": settings.default_timestep_shift,
         "default_guidance_scale": settings.default_guidance_scale,
+        "guidance_interval": list(settings.default_guidance_interval),
     }
