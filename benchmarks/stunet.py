@@ -150,6 +150,11 @@ def count_gflop(network: nn.Module, predict: Callable[[], Tensor], *, backward: 
     return counter.get_total_flops() / 1e9
 
 
+def network_name(network: Path) -> str:
+    """What a report calls the network: no path of this machine."""
+    return "the shipped base" if network == SHIPPED else network.name
+
+
 def _wait_for(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -180,7 +185,7 @@ def main(options: Options) -> None:
             "where": where,
             "torch": torch.__version__,
             "matmul_bf16_gflop_per_s": matmul,
-            "options": {key: str(value) for key, value in asdict(options).items()},
+            "options": asdict(options) | {"network": network_name(options.network), "out": None},
             "timings": [asdict(timing) | {"gflop_per_s": timing.gflop_per_s} for timing in (*ours, *slow)],
         }
         options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -264,7 +264,8 @@ def test_a_base_can_be_grown_before_it_is_trained_further(tmp_path: Path, image_
     base = train("text_to_video_smoke", ["--out", str(tmp_path / "base"), "--image", str(image_network)])
     growth = ["--add_space_time_layers", "1", "--add_noise_level_shifts", "true", "--widen_kernels", "5"]
     more = ["--start_from", str(base), "--image", "null", "--out", str(tmp_path / "more")]
-    grown = train("text_to_video_smoke", [*more, *growth])
+    grown = train("text_to_video_smoke", [*more, *growth, "--default_guidance_interval", "[0.5, 1.0]"])
+    assert LumierePipeline.from_pretrained(grown).config.guidance_interval == [0.5, 1.0]
     before, after = (load_file(run / "unet" / "diffusion_pytorch_model.safetensors") for run in (base, grown))
     new = after.keys() - before.keys()
     assert new and all(".space_time.0." in name or ".noise_level." in name for name in new)
@@ -272,6 +273,8 @@ def test_a_base_can_be_grown_before_it_is_trained_further(tmp_path: Path, image_
     assert silent and all(bool(after[name].any()) for name in silent)
     kernel = after["temporal.down.0.temporal.weight"]
     assert kernel.shape[2] == 5 and bool(kernel[:, :, 0].any()) and bool(kernel[:, :, 4].any())
+    with pytest.raises(ValueError, match=r"from a lower to a higher place"):
+        train("text_to_video_smoke", [*more, "--default_guidance_interval", "[0.5, 0.5]"])
     with pytest.raises(ValueError, match=r"temporal\.space_time_layers"):
         train("text_to_video_smoke", ["--image", str(image_network), "--add_space_time_layers", "1"])
 

@@ -150,8 +150,7 @@ def widen_kernels(stunet: STUNet, frames: int) -> STUNet:
     The new frames count nothing at first: nothing changes but how sums are rounded. Raises ValueError when ``frames``
     is even, or not more than they see already.
     """
-    settings = stunet.settings
-    now = settings.block_kernel_frames or settings.kernel_frames
+    now = stunet.settings.frames_seen_by_blocks
     if frames % 2 == 0 or frames <= now:
         raise ValueError(
             f"kernels of {frames} frames; these have {now}, and wider ones are odd: {now + 2}, {now + 4}, ..."

@@ -57,6 +57,11 @@ class TemporalSettings(Settings):
     # Channels of <C, M>, what of the clip is given, for which there is a second first convolution; 0: not told.
     conditioning_channels: int = Field(default=0, ge=0)
 
+    @property
+    def frames_seen_by_blocks(self) -> int:
+        """Frames that the temporal convolution of a block sees at once."""
+        return self.block_kernel_frames or self.kernel_frames
+
     @field_validator("kernel_frames", "block_kernel_frames", "kernel_px")
     @classmethod
     def _odd(cls, value: int | None) -> int | None:
@@ -213,8 +218,7 @@ class ConvolutionInflation(nn.Module):
         self.spatial = nn.Conv2d(channels, width, settings.kernel_px, padding=settings.kernel_px // 2)
         self.spatial_norm = ChannelNorm(width, kind=settings.norm)
         self.hearing = Hearing(told_width, width) if told_width else None
-        kernel_frames = settings.block_kernel_frames or settings.kernel_frames
-        self.temporal = TemporalConv(width, kernel_frames=kernel_frames)
+        self.temporal = TemporalConv(width, kernel_frames=settings.frames_seen_by_blocks)
         self.temporal_norm = ChannelNorm(width, kind=settings.norm)
         self.project = _zero_linear(width, channels)
 
