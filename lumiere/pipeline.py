@@ -78,8 +78,7 @@ class LumierePipeline(DiffusionPipeline):
     ) -> None:
         super().__init__()
         low, high = guidance_interval or (0.0, 1.0)
-        if not 0 <= low < high <= 1:
-            raise ValueError(f"guidance_interval is {low, high}; it is a part of 0 (clean) to 1 (noise)")
+        check_guidance_interval(low, high)
         if not 0 <= guidance_rescale <= 1:
             raise ValueError(f"guidance_rescale is {guidance_rescale}; it lies in 0 (none) to 1")
         self.register_modules(
@@ -321,6 +320,14 @@ class LumierePipeline(DiffusionPipeline):
 def embedded_weights() -> Path:
     """The folder of the default model inside the package."""
     return Path(str(resources.files("lumiere"))) / "weights" / "base"
+
+
+def check_guidance_interval(low: float, high: float) -> None:
+    """Raise ValueError unless this is a part of the noise schedule."""
+    if not 0 <= low < high <= 1:
+        raise ValueError(
+            f"guidance_interval is {low, high}; it is a part of 0 (clean) to 1 (noise), from a lower to a higher place"
+        )
 
 
 def clip_generators(given: torch.Generator | Sequence[torch.Generator] | None, count: int) -> list[torch.Generator]:

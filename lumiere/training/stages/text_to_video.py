@@ -18,7 +18,7 @@ from lumiere.diffusion.schedulers import named_scheduler
 from lumiere.model.inflate import add_noise_level_shifts, add_space_time_layers, add_time_halving, widen_kernels
 from lumiere.model.stunet import STUNet
 from lumiere.model.temporal import TemporalSettings
-from lumiere.pipeline import LumierePipeline
+from lumiere.pipeline import LumierePipeline, check_guidance_interval
 from lumiere.training.loop import LoopSettings
 from lumiere.training.noise import NoiseSettings, embedded_scheduler
 from lumiere.training.stages.clips import ClipStage
@@ -63,8 +63,7 @@ class TextToVideoSettings(Settings):
     @field_validator("default_guidance_interval")
     @classmethod
     def _part_of_the_schedule(cls, value: tuple[float, float]) -> tuple[float, float]:
-        if not 0 <= value[0] < value[1] <= 1:
-            raise ValueError(f"is {list(value)}; it goes from a lower to a higher place, from 0 (clean) to 1 (noise)")
+        check_guidance_interval(*value)
         return value
 
 
