@@ -13,11 +13,14 @@ TORCH_ARGS ?=
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet
 
-.PHONY: demo test test-all check venv clean
+.PHONY: demo gallery test test-all check venv clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.ready
 	@$(PY) -m lumiere generate "$$PROMPT" --seed $(SEED) --out "$(OUT)"
+
+gallery: $(VENV)/.ready
+	$(PY) examples/gallery.py
 
 test: $(VENV)/.ready-dev
 	$(PY) -m pytest -q -m "not slow"

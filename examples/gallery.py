@@ -1,18 +1,29 @@
-"""Make the README's clips again, with the shipped weights: docs/gallery/*.gif and a contact sheet of them.
+"""Make the gallery again, with the shipped weights: the README's clips, and docs/gallery.md with every application.
 
-python examples/gallery.py
+make gallery
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from lumiere import LumierePipeline
+from lumiere.applications.cinemagraph import cinemagraph
+from lumiere.applications.image_to_video import animate
+from lumiere.applications.inpainting import inpaint, outpaint
+from lumiere.applications.known_frames import extend, interpolate, loop, retime
+from lumiere.data.captions import caption, terse_caption
+from lumiere.data.storybook import Actor, Scene, frame_times, object_region, render
 from lumiere.device import choose_placement
 from lumiere.media import write_clip
+from lumiere.progress import progress_bar
 from lumiere.video import contact_sheet, to_uint8
 
 CLIPS = {
@@ -28,26 +39,215 @@ CLIPS = {
 SHOWN = ("slide", "rise", "grow")
 """Those that the README shows moving; the others are in the sheet."""
 SCALE = 4
+SHOWN_PX = 320
+"""Width of a clip of the gallery on the page; its file has the network's own pixels."""
+NOT_GIVEN = -0.4
+"""The grey of what is to be made, where it is shown beside what was made of it."""
+
+DOCS = Path(__file__).parents[1] / "docs"
+TIMES = frame_times()
+
+
+@dataclass(frozen=True)
+class Given:
+    """Part of a clip [1, 3, T, H, W] as it is shown (what is to be made in grey), and what makes the rest."""
+
+    shown: Tensor
+    make: Callable[[LumierePipeline, dict[str, Any]], Tensor]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One picture of the gallery; ``given`` None makes a clip from the prompt alone."""
+
+    name: str
+    what: str
+    prompt: str
+    seed: int
+    given: Given | None = None
+
+
+def scene(background: str, thing: str, colour: str, motion: str, speed: str = "slow", **changes: Any) -> Scene:
+    """A scene of one object whose motion begins with the clip."""
+    return Scene(background, (Actor(thing, colour, motion, speed, **changes),), seed=0.3)
+
+
+def clip_of(one: Scene) -> Tensor:
+    """Its true clip [1, 3, 80, 32, 32]."""
+    return render([one], TIMES, size=32)
+
+
+def greyed(clip: Tensor, to_make: Tensor) -> Tensor:
+    """The clip with grey where ``to_make`` (of a shape that expands to it) is 1."""
+    return torch.where(to_make.expand_as(clip) > 0, torch.full_like(clip, NOT_GIVEN), clip)
+
+
+def frames_to_make(given: Sequence[int], count: int = 80) -> Tensor:
+    """1 [1, 1, T, 1, 1] in all frames but those that are given."""
+    return torch.tensor([float(index not in given) for index in range(count)]).view(1, 1, -1, 1, 1)
+
+
+def entries() -> list[Entry]:
+    """Every application, with inputs drawn by the storybook."""
+    rise = scene("desert", "moon", "cyan", "rise")
+    slide = scene("snow", "tree", "green", "slide left")
+    pulse = scene("night", "star", "yellow", "pulse")
+    bounce = scene("sea", "ball", "red", "bounce")
+    fish = scene("dusk", "fish", "orange", "slide right")
+    new = replace(slide, actors=(replace(slide.actors[0], object="mushroom", colour="purple"),))
+    rise_clip, slide_clip, pulse_clip, bounce_clip, fish_clip = map(clip_of, (rise, slide, pulse, bounce, fish))
+    around = object_region(slide_clip, clip_of(replace(slide, actors=())))
+    stays = object_region(pulse_clip, clip_of(replace(pulse, actors=()))).amax(2)
+    stays[..., [0, -1], :], stays[..., [0, -1]] = 0, 0
+    moon, star = rise_clip[:, :, 0], pulse_clip[:, :, 0]
+    band = fish_clip[..., 7:25, :]
+    sides = torch.ones(32, 1)
+    sides[7:25] = 0
+    return [
+        Entry("text", "From text alone: `lumiere generate`", *CLIPS["rise"]),
+        Entry(
+            "animate",
+            "From an image: `lumiere animate`",
+            terse_caption(rise),
+            1,
+            Given(
+                greyed(rise_clip, frames_to_make([0])), lambda p, call: animate(p, moon, terse_caption(rise), **call)
+            ),
+        ),
+        Entry(
+            "loop",
+            "An image, in an endless loop: `lumiere loop`",
+            terse_caption(pulse),
+            2,
+            Given(greyed(pulse_clip, frames_to_make([0])), lambda p, call: loop(p, star, terse_caption(pulse), **call)),
+        ),
+        Entry(
+            "cinemagraph",
+            "An image of which one region moves: `lumiere cinemagraph`",
+            caption(pulse),
+            3,
+            Given(
+                greyed(pulse_clip[:, :, :1].expand_as(pulse_clip), stays[:, :, None] * frames_to_make([0])),
+                lambda p, call: cinemagraph(p, star, stays, caption(pulse), **call),
+            ),
+        ),
+        Entry(
+            "interpolate",
+            "Between two images: `lumiere interpolate`",
+            caption(fish),
+            4,
+            Given(
+                greyed(fish_clip, frames_to_make([0, 79])),
+                lambda p, call: interpolate(p, fish_clip[:, :, 0], fish_clip[:, :, -1], caption(fish), **call),
+            ),
+        ),
+        Entry(
+            "replace",
+            "Another object in its place: `lumiere inpaint`",
+            caption(new),
+            5,
+            Given(greyed(slide_clip, around), lambda p, call: inpaint(p, slide_clip, around, caption(new), **call)),
+        ),
+        Entry(
+            "remove",
+            "The object taken away: `lumiere inpaint`",
+            "in the snow",
+            6,
+            Given(greyed(slide_clip, around), lambda p, call: inpaint(p, slide_clip, around, "in the snow", **call)),
+        ),
+        Entry(
+            "outpaint",
+            "What lies above and below: `lumiere outpaint --to 1:1`",
+            caption(fish),
+            7,
+            Given(greyed(fish_clip, sides), lambda p, call: outpaint(p, band, 1.0, caption(fish), **call)),
+        ),
+        Entry(
+            "continue",
+            "How it goes on after the first 32 frames: `lumiere continue`",
+            caption(bounce),
+            8,
+            Given(
+                greyed(bounce_clip, frames_to_make(range(32))),
+                lambda p, call: torch.cat(
+                    [
+                        bounce_clip[:, :, :32],
+                        extend(p, bounce_clip[:, :, :32], caption(bounce), num_new=48, num_known=32, **call),
+                    ],
+                    dim=2,
+                ),
+            ),
+        ),
+        Entry(
+            "retime",
+            "40 frames at half their speed: `lumiere retime --speed 0.5`",
+            caption(bounce),
+            9,
+            Given(
+                greyed(bounce_clip[:, :, :79], frames_to_make(range(0, 79, 2), 79)),
+                lambda p, call: retime(p, bounce_clip[:, :, :80:2], 0.5, caption(bounce), **call),
+            ),
+        ),
+    ]
+
+
+def write_readme_clips(pipeline: LumierePipeline) -> None:
+    """docs/gallery/*.gif of the README, and docs/gallery.png: a row for each clip, every fifth frame."""
+    rows = []
+    with progress_bar("clips") as progress:
+        for name, (prompt, seed) in progress.track(CLIPS.items(), description="the README's clips"):
+            output = pipeline(prompt, generator=torch.Generator().manual_seed(seed), output_type="pt")
+            clip = output.frames[0].transpose(0, 1) * 2 - 1
+            if name in SHOWN:
+                recipe = {"prompt": prompt, "seed": seed}
+                write_clip(to_uint8(clip), DOCS / "gallery" / f"{name}.gif", recipe=recipe, scale=SCALE, smooth=True)
+                (DOCS / "gallery" / f"{name}.json").unlink()
+            rows.append(clip[:, ::5])
+    sheet = contact_sheet(torch.cat(rows, dim=1), columns=rows[0].shape[1], scale=2)
+    Image.fromarray(sheet).save(DOCS / "gallery.png")
+
+
+def write_applications(pipeline: LumierePipeline) -> None:
+    """docs/gallery.md: every application, what was given on the left and what was made on the right."""
+    lines = [
+        "# Every application, with the weights inside",
+        "",
+        "Made by `make gallery`, uncurated. Left: what is given, with what is to be made in grey. Right: the clip.",
+    ]
+    with progress_bar("clips") as progress:
+        for entry in progress.track(entries(), description="applications"):
+            call = {"generator": torch.Generator().manual_seed(entry.seed), "super_resolution": False}
+            if entry.given is None:
+                output: Any = pipeline(entry.prompt, output_type="pt", **call)
+                shown = output.frames.transpose(1, 2) * 2 - 1
+            else:
+                made = entry.given.make(pipeline, call)
+                gap = made.new_ones(*made.shape[:4], 2)
+                shown = torch.cat([entry.given.shown[:, :, : made.shape[2]], gap, made], dim=-1)
+            path = DOCS / "gallery" / f"{entry.name}.webp"
+            write_clip(to_uint8(shown[0]), path, recipe={"prompt": entry.prompt, "seed": entry.seed})
+            path.with_suffix(".json").unlink()
+            width = SHOWN_PX if entry.given is None else 2 * SHOWN_PX
+            lines += [
+                "",
+                f"## {entry.what}",
+                "",
+                f'"{entry.prompt}", seed {entry.seed}',
+                "",
+                f'<img src="gallery/{path.name}" width="{width}" alt="{entry.name}">',
+            ]
+    (DOCS / "gallery.md").write_text("\n".join(lines) + "\n")
 
 
 def main() -> None:
-    """Write the clips and the sheet: a row for each clip, every fifth frame."""
+    """Make both."""
     placement = choose_placement()
     pipeline = LumierePipeline.from_pretrained(dtype=placement.dtype).to(placement.device)
     pipeline.set_progress_bar_config(disable=True)
-    docs = Path(__file__).parents[1] / "docs"
-    (docs / "gallery").mkdir(parents=True, exist_ok=True)
-    rows = []
-    for name, (prompt, seed) in CLIPS.items():
-        output = pipeline(prompt, generator=torch.Generator().manual_seed(seed), output_type="pt")
-        clip = output.frames[0].transpose(0, 1) * 2 - 1
-        recipe = {"prompt": prompt, "seed": seed}
-        if name in SHOWN:
-            write_clip(to_uint8(clip), docs / "gallery" / f"{name}.gif", recipe=recipe, scale=SCALE, smooth=True)
-            (docs / "gallery" / f"{name}.json").unlink()
-        rows.append(clip[:, ::5])
-    sheet = contact_sheet(torch.cat(rows, dim=1), columns=rows[0].shape[1], scale=2)
-    Image.fromarray(sheet).save(docs / "gallery.png")
+    (DOCS / "gallery").mkdir(parents=True, exist_ok=True)
+    write_readme_clips(pipeline)
+    if pipeline.unet.settings.conditioning_channels:
+        write_applications(pipeline)
 
 
 if __name__ == "__main__":

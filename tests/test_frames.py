@@ -169,6 +169,15 @@ def test_each_kind_of_mask_says_nothing_that_is_not_in_the_clip(kind: str) -> No
     assert float(made.mask.mean()) < 0.999
 
 
+def test_known_objects_are_what_is_to_be_made() -> None:
+    mix = MaskMix(**{name: float(name == "outside_objects") for name in MaskMix.model_fields})
+    source, objects = clip(batch=3), torch.zeros(3, 1, 6, 8, 8)
+    objects[0, :, :, 1:3], objects[1, :, 2, 0] = 1, 1
+    made = random_conditioning(source, mix, torch.Generator().manual_seed(1), objects=objects)
+    assert torch.equal(made.mask[:2], 1 - objects[:2])
+    assert 0 < float(made.mask[2].mean()) < 1, "where no object is, a box"
+
+
 @pytest.mark.parametrize("make", [frames.moving_boxes, frames.moving_blobs])
 def test_regions_lie_in_the_picture_and_some_of_them_move(make) -> None:
     moved = 0

@@ -151,6 +151,8 @@ def test_empty_scenes_and_terse_captions_are_drawn_as_often_as_asked() -> None:
     batches = [data.batch(step, 8) for step in range(12)]
     assert all(batch.clips.shape == (8, 3, 2, 16, 16) for batch in batches)
     scenes = [scene for batch in batches for scene in batch.scenes]
+    places = [bool(place.any()) for batch in batches for place in data.objects(batch)]
+    assert places == [bool(scene.actors) for scene in scenes], "objects are found where there are any"
     captions = [caption for batch in batches for caption in batch.captions]
     counts = [len(scene.actors) for scene in scenes]
     assert [counts.count(number) for number in (0, 1, 2)] == [24, 48, 24]

@@ -167,6 +167,8 @@ class MaskMix(Settings):
     """Everything outside a box that moves (inpainting)."""
     outside_blobs: float = Field(default=0.1, ge=0)
     """The same with a blob of random outline."""
+    outside_objects: float = Field(default=0.05, ge=0)
+    """The same with the regions of the clip's own objects, where it is known where they are; boxes elsewhere."""
     inside_boxes: float = Field(default=0.05, ge=0)
     """Only what is inside of a box (outpainting)."""
     cinemagraph: float = Field(default=0.05, ge=0)
@@ -180,8 +182,12 @@ class MaskMix(Settings):
         return shares
 
 
-def random_conditioning(clip: Tensor, mix: MaskMix, generator: torch.Generator) -> Conditioning:
+def random_conditioning(
+    clip: Tensor, mix: MaskMix, generator: torch.Generator, *, objects: Tensor | None = None
+) -> Conditioning:
     """What is given of each of the training clips [B, 3, T, H, W], drawn by ``mix``.
+
+    ``objects`` [B, 1, T, H, W] is 1 where the clips' objects are, None where nobody knows.
 
     Made with the builders above, so that training sees what the applications will ask for. What then has to be made
     is ``put_into(clip)``: outside the region of a cinemagraph the clip stands still.
@@ -190,7 +196,13 @@ def random_conditioning(clip: Tensor, mix: MaskMix, generator: torch.Generator) 
     weights = torch.tensor(list(shares.values()))
     drawn = torch.multinomial(weights, len(clip), replacement=True, generator=generator)
     names = list(shares)
-    parts = [_KINDS[names[kind]](clip[i : i + 1], generator) for i, kind in enumerate(drawn.tolist())]
+    parts = []
+    for index, kind in enumerate(drawn.tolist()):
+        one = slice(index, index + 1)
+        if names[kind] == "outside_objects" and objects is not None and bool(objects[one].any()):
+            parts.append(kept_region(clip[one], objects[one]))
+        else:
+            parts.append(_KINDS[names[kind]](clip[one], generator))
     return Conditioning(torch.cat([part.pixels for part in parts]), torch.cat([part.mask for part in parts]))
 
 
@@ -279,6 +291,7 @@ _KINDS: dict[str, Callable[[Tensor, torch.Generator], Conditioning]] = {
     "several_frames": _several_frames,
     "outside_boxes": _region(moving_boxes, is_given=False),
     "outside_blobs": _region(moving_blobs, is_given=False),
+    "outside_objects": _region(moving_boxes, is_given=False),
     "inside_boxes": _region(moving_boxes, is_given=True),
     "cinemagraph": _cinemagraph,
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -23,6 +23,7 @@ from lumiere.data.storybook import (
     draw_scene,
     frame_times,
     from_start,
+    object_region,
     render,
 )
 
@@ -95,6 +96,12 @@ class StorybookBatches:
         parts = [part for part in (slice(*both) for both in pairwise([0, *ends])) if scenes[part]]
         clips = [render(scenes[part], times[part], size=self.settings.size) for part in parts]
         return Batch(torch.cat(clips), captions, tuple(scenes))
+
+    def objects(self, batch: Batch) -> Tensor:
+        """Where the objects of a batch of clips are, [B, 1, T, H, W] of 0 and 1."""
+        empty = [replace(scene, actors=()) for scene in batch.scenes]
+        times = self.settings.frame_step * frame_times(self.settings.num_frames)
+        return object_region(batch.clips, render(empty, times.to(self.device), size=self.settings.size))
 
     def _caption(self, scene: Scene, generator: torch.Generator) -> str:
         share = self.settings.terse_share

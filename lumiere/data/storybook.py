@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lumiere.data.drawing import BACKGROUNDS, COLOURS, draw
@@ -34,6 +35,8 @@ TRAVEL_S = {"slow": 4.8, "fast": 1.6}
 RADIUS = 0.42
 """Middle to edge of a lone object: it fills about 0.4 of the picture's width."""
 PAIR_RADIUS = 0.30
+MARGIN = 0.1
+"""How far around an object its region reaches, in picture heights."""
 
 
 @dataclass(frozen=True)
@@ -204,6 +207,21 @@ def render(scenes: Sequence[Scene], times_s: Tensor, *, size: int | tuple[int, i
     seeds = torch.tensor([scene.seed for scene in scenes], device=times.device)
     backgrounds = [scene.background for scene in scenes]
     return draw(backgrounds, seeds, actors, times, style=styles.pop(), height=height, width=width)
+
+
+def object_region(clip: Tensor, empty: Tensor) -> Tensor:
+    """A box [B, 1, T, H, W] of 1 in each frame around all that differs from the clip without it, and a margin."""
+    differs = (clip - empty).abs().amax(1, keepdim=True) > 0.02
+    margin = max(1, round(MARGIN * clip.shape[-2]))
+    rows, columns = (_span(differs.any(axis), margin) for axis in (-1, -2))
+    return (rows[..., :, None] & columns[..., None, :]).to(clip)
+
+
+def _span(is_there: Tensor, margin: int) -> Tensor:
+    """All places [..., N] between the first and the last that is true, and ``margin`` beyond both."""
+    wide = F.max_pool1d(is_there.float().flatten(0, -2), 2 * margin + 1, stride=1, padding=margin).view(is_there.shape)
+    after_first, before_last = wide.cummax(-1).values, wide.flip(-1).cummax(-1).values.flip(-1)
+    return (after_first * before_last) > 0
 
 
 def frame_times(num_frames: int = 80, *, start_s: float = 0.0) -> Tensor:

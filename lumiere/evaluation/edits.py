@@ -10,17 +10,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lumiere.data.captions import caption, terse_caption
-from lumiere.data.storybook import MOTIONS, OBJECTS, REPEATING_MOTIONS, Scene, draw_scene, frame_times, render
+from lumiere.data.storybook import (
+    MOTIONS,
+    OBJECTS,
+    REPEATING_MOTIONS,
+    Scene,
+    draw_scene,
+    frame_times,
+    from_start,
+    object_region,
+    render,
+)
 from lumiere.evaluation.storybook import UNREADABLE, read_clip
 
 Measures = dict[str, tuple[float, float]]
 
-MARGIN = 0.1
-"""How far around an object its region reaches, in picture heights."""
 NEAR = 0.2
 """A tenth of the picture, in half picture widths, as tracks are measured."""
 
@@ -101,28 +108,16 @@ class Case:
 
 
 def draw_case(index: int, edit: str, *, num_frames: int, size: tuple[int, int]) -> Case:
-    """The case of that number for an edit: the same for every model. Loops are of motions that repeat."""
+    """The case of that number for an edit: the same for every model. Loops are of motions that repeat.
+
+    Motions begin with the clip, so that a first frame and the words say which way things go.
+    """
     generator = torch.Generator().manual_seed(9_000_000 + index)
     motions = REPEATING_MOTIONS if edit == "loop" else MOTIONS
-    scene = draw_scene(generator, held_out=True, motions=motions)
+    scene = from_start(draw_scene(generator, held_out=True, motions=motions))
     times = frame_times(num_frames)
     clip, empty = render([scene], times, size=size), render([replace(scene, actors=())], times, size=size)
     return Case(index, scene, clip, object_region(clip, empty))
-
-
-def object_region(clip: Tensor, empty: Tensor) -> Tensor:
-    """A box [1, 1, T, H, W] of 1 in each frame around all that differs from the clip without it, and a margin."""
-    differs = (clip - empty).abs().amax(1, keepdim=True) > 0.02
-    margin = max(1, round(MARGIN * clip.shape[-2]))
-    rows, columns = (_span(differs.any(axis), margin) for axis in (-1, -2))
-    return (rows[..., :, None] & columns[..., None, :]).to(clip)
-
-
-def _span(is_there: Tensor, margin: int) -> Tensor:
-    """All places [..., N] between the first and the last that is true, and ``margin`` beyond both."""
-    wide = F.max_pool1d(is_there.float().flatten(0, -2), 2 * margin + 1, stride=1, padding=margin).view(is_there.shape)
-    after_first, before_last = wide.cummax(-1).values, wide.flip(-1).cummax(-1).values.flip(-1)
-    return (after_first * before_last) > 0
 
 
 def border_region(case: Case) -> Tensor:

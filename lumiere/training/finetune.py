@@ -73,7 +73,9 @@ class _HeldOutLosses:
 
     def table(self) -> Table:
         """One row for each measurement."""
-        table = Table("held-out clips", "loss", "loss, noisier half")
+        names = {"loss": "loss", "loss_noisy_half": "loss, noisier half", "loss_given": "loss with parts given"}
+        shown = [name for name in names if any(name in numbers for numbers in self.losses.values())]
+        table = Table("held-out clips", *(names[name] for name in shown))
         for when, numbers in self.losses.items():
-            table.add_row(when, f"{numbers['loss']:.4f}", f"{numbers['loss_noisy_half']:.4f}")
+            table.add_row(when, *(f"{numbers[name]:.4f}" if name in numbers else "" for name in shown))
         return table

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from lumiere.conditioning.frames import MaskMix, random_conditioning
 from lumiere.conditioning.text import text_encoder_for
 from lumiere.data.batches import Batch
 from lumiere.device import choose_placement
@@ -32,7 +33,10 @@ class ClipBatches(Protocol):
 
 
 class ClipStage:
-    """Trains whatever of a pipeline's networks asks for gradients, on clips (a still is a clip of one frame)."""
+    """Trains whatever of a pipeline's networks asks for gradients, on clips (a still is a clip of one frame).
+
+    ``mix`` says how often the network is told what of the clips; None for one that is told nothing.
+    """
 
     def __init__(
         self,
@@ -43,7 +47,9 @@ class ClipStage:
         noise: NoiseSettings,
         caption_dropout: float,
         num_validation_clips: int,
+        mix: MaskMix | None = None,
     ) -> None:
+        self.mix = mix
         self.pipeline, self.data = pipeline, data
         self.loop, self.noise = loop, noise
         self.caption_dropout, self.num_validation_clips = caption_dropout, num_validation_clips
@@ -64,7 +70,7 @@ class ClipStage:
     def losses(self, step: int, count: int) -> Tensor:
         """Denoising loss [B] of the step's clips."""
         batch = self.data.batch(step, count)
-        clips, given = self.given(batch.clips, step)
+        clips, given = self.given(batch, step)
         clean = self.codec.encode(clips)
         noise, timesteps, luck = draw_noise(
             tuple(clean.shape), self.objective.num_timesteps, self.noise, seed=self.loop.seed, step=step
@@ -73,10 +79,19 @@ class ClipStage:
         captions = [caption if keep else "" for caption, keep in zip(batch.captions, kept, strict=True)]
         return self.denoising(self.network, clean, noise, timesteps, captions, given)
 
-    def given(self, clips: Tensor, step: int) -> tuple[Tensor, Tensor | None]:
-        """The clips [B, 3, T, H, W] to be made at a step, and <C, M> [B, c, T, h, w] of them that the network is told:
-        here nothing."""
-        return clips, None
+    def given(self, batch: Batch, step: int) -> tuple[Tensor, Tensor | None]:
+        """The clips [B, 3, T, H, W] to be made at a step, and <C, M> [B, c, T, h, w] of them that the network is told.
+
+        Drawn from (seed, step) alone.
+        """
+        if self.mix is None:
+            return batch.clips, None
+        seed = self.loop.seed * 1_000_003 + step * 2 + 3_000_000_019
+        return self._partly_given(batch, self.mix, torch.Generator().manual_seed(seed))
+
+    def objects(self, batch: Batch) -> Tensor | None:
+        """Where the clips' objects are, [B, 1, T, H, W] of 0 and 1, if that is known."""
+        return None
 
     def denoising(
         self,
@@ -98,10 +113,15 @@ class ClipStage:
         return self.objective.loss(predict, clean, noise=noise, timestep=timesteps.to(self.device))
 
     def validate(self) -> dict[str, float]:
-        """The loss on held-out clips at evenly spread timesteps, in all and where noise is strongest."""
+        """The loss on held-out clips at evenly spread timesteps, in all and where noise is strongest; and with parts of
+        them given, if the network can be told."""
         batch = self.data.batch(0, self.num_validation_clips, held_out=True)
         losses = self.held_out_losses(batch.clips, batch.captions)
-        return {"loss": float(losses.mean()), "loss_noisy_half": float(losses[len(losses) // 2 :].mean())}
+        found = {"loss": float(losses.mean()), "loss_noisy_half": float(losses[len(losses) // 2 :].mean())}
+        if self.mix is None:
+            return found
+        clips, given = self._partly_given(batch, self.mix, torch.Generator().manual_seed(1))
+        return found | {"loss_given": float(self.held_out_losses(clips, batch.captions, given).mean())}
 
     def held_out_losses(self, clips: Tensor, captions: list[str], given: Tensor | None = None) -> Tensor:
         """The loss [B] of clips at evenly spread timesteps, with fixed noise, one clip at a time."""
@@ -126,6 +146,13 @@ class ClipStage:
         sheet = contact_sheet(rows, columns=rows.shape[1] // len(clips), scale=3)
         Image.fromarray(sheet).save(folder / "clips.png")
         (folder / "captions.txt").write_text("\n".join(captions) + "\n")
+
+    def _partly_given(self, batch: Batch, mix: MaskMix, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The batch's clips as they have to be made, and the parts of them that are given, as the network sees them."""
+        objects = self.objects(batch) if mix.outside_objects else None
+        clips = batch.clips.cpu()
+        drawn = random_conditioning(clips, mix, generator, objects=None if objects is None else objects.cpu())
+        return drawn.put_into(batch.clips), drawn.encoded(self.codec)
 
     def _sampled(self, caption: str, seed: int) -> Tensor:
         """The clip [1, T, 3, H, W] of a caption, in -1..1."""

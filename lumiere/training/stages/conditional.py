@@ -8,10 +8,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lumiere.conditioning.frames import MaskMix, num_channels, random_conditioning
+from lumiere.conditioning.frames import MaskMix, num_channels
 from lumiere.conditioning.text import freeze
 from lumiere.config import Settings
-from lumiere.data.batches import StorybookBatches, StorybookSettings
+from lumiere.data.batches import Batch, StorybookBatches, StorybookSettings
 from lumiere.device import choose_placement
 from lumiere.model.inflate import widen_input
 from lumiere.pipeline import LumierePipeline
@@ -50,28 +50,18 @@ class Conditional(ClipStage):
         pipeline.unet.to(memory_format=torch.channels_last)
         freeze(pipeline.text_encoder)
         pipeline.register_to_config(num_frames=settings.data.num_frames)
-        self.mix = settings.given
+        device = choose_placement(settings.loop.device).device
+        self.books = StorybookBatches(settings.data, seed=settings.loop.seed, device=device)
         super().__init__(
             pipeline,
-            StorybookBatches(
-                settings.data, seed=settings.loop.seed, device=choose_placement(settings.loop.device).device
-            ),
+            self.books,
             loop=settings.loop,
             noise=settings.noise,
             caption_dropout=settings.caption_dropout,
             num_validation_clips=settings.num_validation_clips,
+            mix=settings.given,
         )
 
-    def given(self, clips: Tensor, step: int) -> tuple[Tensor, Tensor | None]:
-        """Random parts of the clips, drawn from (seed, step) alone."""
-        return self._drawn(clips, torch.Generator().manual_seed(self.loop.seed * 1_000_003 + step * 2 + 3_000_000_019))
-
-    def validate(self) -> dict[str, float]:
-        """The loss with nothing given, and with each kind of mask, on held-out clips at evenly spread timesteps."""
-        batch = self.data.batch(0, self.num_validation_clips, held_out=True)
-        clips, given = self._drawn(batch.clips, torch.Generator().manual_seed(1))
-        return super().validate() | {"loss_given": float(self.held_out_losses(clips, batch.captions, given).mean())}
-
-    def _drawn(self, clips: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        conditioning = random_conditioning(clips.cpu(), self.mix, generator)
-        return conditioning.put_into(clips), conditioning.encoded(self.codec)
+    def objects(self, batch: Batch) -> Tensor:
+        """Where the storybook drew the clips' objects."""
+        return self.books.objects(batch)

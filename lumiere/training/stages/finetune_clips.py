@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from lumiere.conditioning.frames import MaskMix
 from lumiere.conditioning.words import add_words
 from lumiere.config import Settings
 from lumiere.data.folder import ClipFolder, ClipFolderSettings
@@ -39,6 +40,8 @@ class FinetuneSettings(Settings):
     image_noise: NoiseSettings = NoiseSettings(mean=0.1, std=1.2)
     motion_noise: NoiseSettings = NoiseSettings(mean=0.6, std=1.2)
     """A quarter of a base clip's frames hides more behind the same noise, so the shift is smaller."""
+    given: MaskMix = MaskMix()
+    """How often what of the clips is given while the motion is trained, for bases that can be told."""
     caption_dropout: float = Field(default=0.1, ge=0, lt=1)
     num_validation_clips: int = Field(default=32, ge=1)
     """Pieces of held-out videos, each at its own noise level."""
@@ -49,6 +52,7 @@ class FinetuneClips(ClipStage):
 
     def __init__(self, settings: FinetuneSettings, part: Part, *, model: str | None, clips: ClipFolder) -> None:
         loop = settings.motion if part == "motion" or settings.image is None else settings.image
+        settings.given.kinds()
         torch.manual_seed(loop.seed)
         pipeline = LumierePipeline.from_pretrained(model)
         _check_fit(pipeline, settings.clips)
@@ -68,6 +72,7 @@ class FinetuneClips(ClipStage):
             noise=settings.image_noise if part == "image" else settings.motion_noise,
             caption_dropout=settings.caption_dropout,
             num_validation_clips=settings.num_validation_clips,
+            mix=settings.given if part == "motion" and pipeline.unet.settings.conditioning_channels else None,
         )
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
