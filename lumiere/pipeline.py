@@ -23,13 +23,16 @@ from lumiere.conditioning.frames import Conditioning
 from lumiere.conditioning.text import TextStates, text_encoder_for, text_notes
 from lumiere.diffusion.denoiser import Beside, Denoiser, Guided, bounded
 from lumiere.diffusion.multidiffusion import Windowed, clip_windows
-from lumiere.diffusion.sample import Step, draw_noise, sample
+from lumiere.diffusion.sample import Step, draw_noise, num_steps_taken, sample
 from lumiere.diffusion.schedulers import check_scheduler, named_scheduler
 from lumiere.model.stunet import STUNet
 from lumiere.super_resolution import SuperResolution
-from lumiere.video import to_uint8
+from lumiere.video import resize_clip, to_uint8
 
 OUTPUT_TYPES = ("np", "pt", "pil")
+
+DEFAULT_STRENGTH = 0.7
+"""How much of the way to noise a video is taken, from which a clip is started."""
 
 StepCallback = Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
 """(pipeline, step index, timestep, the tensors asked for by name) -> those of them to go on with."""
@@ -142,6 +145,8 @@ class LumierePipeline(DiffusionPipeline):
         timestep_shift: float | None = None,
         super_resolution: bool = True,
         conditioning: Conditioning | None = None,
+        video: Tensor | None = None,
+        strength: float = DEFAULT_STRENGTH,
         num_videos_per_prompt: int = 1,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         latents: Tensor | None = None,
@@ -156,7 +161,9 @@ class LumierePipeline(DiffusionPipeline):
         the first clip takes, seed + 1 the second, and so on. ``timestep_shift`` above 1 spends more of the steps where
         there is much noise (1 is even; some schedulers take no other). ``latents`` [B, C, T, h, w] is standard normal
         noise in the network's space. ``super_resolution`` False leaves the clip as the base makes it. ``conditioning``
-        is what of the clips is given, in their final size, and comes back as it is. A callback may ask for "latents"
+        is what of the clips is given, in their final size, and comes back as it is. ``video`` [B, 3, T, H, W] in -1..1,
+        in that size too, is a clip to start from instead of noise: it is noised, and the last ``strength`` (above 0,
+        up to 1) of the steps are taken from there; 1 is noise alone. A callback may ask for "latents"
         and for "clean", the clip that the network had in mind at that step; the latents that it returns are gone on
         with. Raises ValueError before long work for what cannot be done, and at the first step whose clip is not made
         of numbers.
@@ -173,6 +180,7 @@ class LumierePipeline(DiffusionPipeline):
         sharpener = self.super_resolution if super_resolution else None
         enlarged = 1 if sharpener is None else sharpener.scale
         given = self._checked_given(conditioning, shape, enlarged)
+        source = self._checked_video(video, shape, enlarged)
         denoiser = self._denoiser(*states, scale, given, shape)
         noise = self._noise(shape, generators, latents)
         reverse = sample(
@@ -182,8 +190,11 @@ class LumierePipeline(DiffusionPipeline):
             generators=generators,
             num_steps=steps,
             timestep_shift=self.config.timestep_shift if timestep_shift is None else timestep_shift,
+            clip=source,
+            strength=1.0 if source is None else strength,
         )
-        with self.progress_bar(total=len(self.scheduler.timesteps)) as bar:
+        left = 1.0 if source is None else num_steps_taken(steps, strength) / steps
+        with self.progress_bar(total=round(left * len(self.scheduler.timesteps))) as bar:
             for step in reverse:
                 self._tell(callback_on_step_end, step, asked)
                 bar.update()
@@ -235,6 +246,21 @@ class LumierePipeline(DiffusionPipeline):
         if tuple(conditioning.pixels.shape) != wanted:
             raise ValueError(f"given are clips {list(conditioning.pixels.shape)}; this call makes {list(wanted)}")
         return conditioning.made_small(enlarged).to(self._execution_device)
+
+    def _checked_video(self, video: Tensor | None, shape: tuple[int, ...], enlarged: int) -> Tensor | None:
+        """A video to start from, made small and in the network's space; refused when it does not fit the clips."""
+        if video is None:
+            return None
+        factor = self.codec.spatial_factor * enlarged
+        wanted = (shape[0], 3, shape[2], shape[3] * factor, shape[4] * factor)
+        if tuple(video.shape) != wanted:
+            raise ValueError(
+                f"video is {list(video.shape)}; this call makes {list(wanted)}, and starts from such clips"
+            )
+        if not bool(torch.isfinite(video).all()):
+            raise ValueError("video holds values that are NaN or infinite")
+        small = resize_clip(video, (video.shape[-2] // enlarged, video.shape[-1] // enlarged))
+        return self.codec.encode(small).to(self._execution_device)
 
     def _denoiser(
         self,

@@ -12,6 +12,7 @@ from lumiere.applications.cinemagraph import cinemagraph
 from lumiere.applications.image_to_video import animate
 from lumiere.applications.inpainting import canvas_around, inpaint, outpaint
 from lumiere.applications.known_frames import extend, interpolate, loop, retime
+from lumiere.applications.video_to_video import edit
 from lumiere.conditioning.frames import num_channels
 from lumiere.model.inflate import widen_input
 from lumiere.pipeline import LumierePipeline
@@ -142,3 +143,69 @@ def test_what_cannot_be_done_is_refused(base: LumierePipeline, ask: Any, said: s
 def test_a_base_that_was_never_told_refuses() -> None:
     with pytest.raises(ValueError, match="never told"):
         animate(tiny_pipeline(), picture(16, 16), "a red ball", **CALL)
+
+
+def test_an_edit_of_no_strength_is_the_clip_as_the_base_holds_it(base: LumierePipeline) -> None:
+    clip = picture(16, 16, frames=6)
+    assert torch.equal(edit(base, clip, "a red ball", strength=0, **seeded()), clip)
+    large = picture(32, 48, frames=6)
+    held = resize_clip(resize_clip(large, (11, 16)), (32, 48)).clamp(-1, 1)
+    assert torch.allclose(edit(base, large, "a red ball", strength=0, **seeded()), held, atol=1e-6)
+
+
+def test_an_edit_of_full_strength_starts_from_noise_alone_whatever_the_schedule(base: LumierePipeline) -> None:
+    clip = picture(16, 16, frames=8)
+    call: dict[str, Any] = {"num_inference_steps": 3, "output_type": "pt"}
+    for sampler in ("ddim", "euler"):
+        base.use_scheduler(sampler)
+        free = base("a red ball", generator=torch.Generator().manual_seed(0), **call).frames.transpose(1, 2) * 2 - 1
+        options: dict[str, Any] = {**seeded(), "num_inference_steps": 3}
+        assert torch.allclose(edit(base, clip, "a red ball", strength=1, **options), free, atol=1e-5)
+        options["generator"] = torch.Generator().manual_seed(0)
+        assert not torch.allclose(edit(base, clip, "a red ball", strength=0.4, **options), free, atol=0.05)
+    base.use_scheduler("ddim")
+
+
+def test_an_edit_looks_at_the_clip_and_keeps_its_size_and_length(base: LumierePipeline) -> None:
+    options: dict[str, Any] = {"num_inference_steps": 4, "strength": 0.5}
+    one, other = picture(18, 32, frames=5), picture(18, 32, frames=5, seed=1)
+    made = [
+        edit(base, clip, "a red ball", generator=torch.Generator().manual_seed(0), **options) for clip in (one, other)
+    ]
+    assert made[0].shape == one.shape and not torch.allclose(made[0], made[1], atol=0.05)
+    long = picture(16, 16, frames=13)
+    assert edit(base, long, "a red ball", strength=0.5, **{**seeded(), "num_inference_steps": 2}).shape == long.shape
+
+
+def test_a_local_edit_keeps_every_pixel_outside(base: LumierePipeline) -> None:
+    clip, to_make = picture(16, 16, frames=8), torch.zeros(1, 1, 1, 16, 16)
+    to_make[..., :8, :] = 1
+    options: dict[str, Any] = {**seeded(), "num_inference_steps": 2, "strength": 0.6}
+    made = edit(base, clip, "a red ball", to_make=to_make, **options)
+    assert torch.equal(made[..., 8:, :], clip[..., 8:, :])
+    assert not torch.allclose(made[..., :8, :], clip[..., :8, :], atol=0.05)
+
+
+def test_edits_that_cannot_be_are_refused(base: LumierePipeline) -> None:
+    clip = picture(16, 16, frames=8)
+    with pytest.raises(ValueError, match=r"strength is 1\.2"):
+        edit(base, clip, "a red ball", strength=1.2)
+    with pytest.raises(ValueError, match="one at a time"):
+        edit(base, clip.repeat(2, 1, 1, 1, 1), "a red ball")
+    with pytest.raises(ValueError, match="video is"):
+        base("a red ball", video=picture(8, 8, frames=8), num_inference_steps=1)
+    with pytest.raises(ValueError, match="NaN"):
+        base("a red ball", video=clip * float("nan"), num_inference_steps=1)
+
+
+def test_an_edit_starts_from_the_clip_under_super_resolution_too(base: LumierePipeline) -> None:
+    sharper = tiny_pipeline()
+    sharper.register_modules(super_resolution=SuperResolution.of(stage()))
+    for one in sharper.super_resolution.stages:
+        one.set_progress_bar_config(disable=True)
+    scale = sharper.super_resolution.scale
+    clip = picture(16 * scale, 16 * scale, frames=8)
+    made = edit(sharper, clip, "a red ball", strength=0.5, **{**seeded(), "num_inference_steps": 2})
+    assert made.shape == clip.shape
+    held = resize_clip(resize_clip(clip, (16, 16)), (16 * scale, 16 * scale)).clamp(-1, 1)
+    assert torch.allclose(edit(sharper, clip, "a red ball", strength=0, **seeded()), held, atol=1e-6)

@@ -151,3 +151,27 @@ def test_what_cannot_be_done_is_refused(
     assert run(model, *words) == 2
     assert said in capsys.readouterr().err
     assert not (here / "outputs").exists()
+
+
+def test_edit_keeps_rate_size_and_length_and_says_how(model: Path, here: Path) -> None:
+    assert run(model, "edit", "v.webp", "a red ball", "--strength", "0", "--lossless", "--out", "same.mp4") == 0
+    np.testing.assert_array_equal(frames_of(here / "same.mp4"), frames_of(here / "v.webp"))
+    assert run(model, "edit", "v.webp", "a red ball", "--strength", "1", "--lossless", "--out", "new.mp4") == 0
+    assert (frames_of(here / "new.mp4") != frames_of(here / "v.webp")).mean() > 0.5
+    assert probe(here / "new.mp4").fps == 10 and read_recipe(here / "new.mp4")["strength"] == 1
+    local = ("--mask", "mask.png", "--lossless", "--out", "local.mp4")
+    assert run(model, "edit", "v.webp", "a red ball", *local) == 0
+    np.testing.assert_array_equal(frames_of(here / "local.mp4")[:, 8:], frames_of(here / "v.webp")[:, 8:])
+
+
+def test_a_long_video_is_edited_in_windows_or_trimmed(model: Path, here: Path) -> None:
+    video = np.random.default_rng(1).integers(0, 256, (13, 16, 16, 3), dtype=np.uint8)
+    write_clip(video, here / "long.webp", fps=10)
+    assert run(model, "edit", "long.webp", "a red ball", "--out", "whole.mp4") == 0
+    assert run(model, "edit", "long.webp", "a red ball", "--trim", "--out", "start.mp4") == 0
+    assert (probe(here / "whole.mp4").num_frames, probe(here / "start.mp4").num_frames) == (13, 8)
+
+
+def test_an_edit_of_impossible_strength_is_refused(model: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(model, "edit", "v.webp", "a red ball", "--strength", "2") == 2
+    assert "--strength is 2" in capsys.readouterr().err

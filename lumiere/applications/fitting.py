@@ -38,6 +38,13 @@ class Fit:
         framed[..., top : top + height, left : left + width] = resize_clip(clip, self.size)
         return framed
 
+    def into_frame_with_edges(self, clip: Tensor) -> Tensor:
+        """The same, with the picture's edges drawn out to the frame's instead of zeros."""
+        (top, left), (height, width) = self.corner, self.size
+        rows = (torch.arange(self.frame[0]) - top).clamp(0, height - 1)
+        columns = (torch.arange(self.frame[1]) - left).clamp(0, width - 1)
+        return self.into_frame(clip)[..., top + rows, :][..., left + columns]
+
     def covered(self) -> Tensor:
         """1 where the picture lies in the frame [1, 1, 1, *frame], 0 in what is cut away."""
         (top, left), (height, width) = self.corner, self.size

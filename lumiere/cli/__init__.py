@@ -15,6 +15,7 @@ from lumiere.cli.edits import (
     Animate,
     Cinemagraph,
     Continue,
+    Edit,
     Inpaint,
     Interpolate,
     Loop,
@@ -29,8 +30,8 @@ from lumiere.cli.train import Train
 from lumiere.cli.upscale import Upscale
 from lumiere.config import did_you_mean
 
-Edit = Animate | Cinemagraph | Interpolate | Loop | Inpaint | Outpaint | Continue | Retime
-Verb = Generate | Edit | Upscale | Train | Evaluate | Inflate | Info
+GivenPart = Animate | Cinemagraph | Interpolate | Loop | Inpaint | Outpaint | Continue | Retime | Edit
+Verb = Generate | GivenPart | Upscale | Train | Evaluate | Inflate | Info
 VERBS = [verb.__name__.lower() for verb in typing.get_args(Verb)]
 """As tyro names them: by their classes."""
 

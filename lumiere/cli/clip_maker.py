@@ -16,12 +16,14 @@ from rich.progress import Progress
 from lumiere.cli.clip_recipe import (
     ClipRecipe,
     check_same_model,
+    check_same_styles,
     file_hashes,
     other_versions,
     processor_name,
 )
 from lumiere.cli.generate import CLEAR_WIDTH_PX
 from lumiere.cli.loading import load_pipeline
+from lumiere.cli.styles import put_on
 from lumiere.device import choose_placement, installed_versions
 from lumiere.diffusion.schedulers import takes_timesteps
 from lumiere.media import check_writable, write_clip
@@ -51,9 +53,11 @@ def make_clips(
     folder = model or embedded_weights()
     if "sampler" in wishes:
         pipeline.use_scheduler(wishes["sampler"])
+    style_files = put_on(pipeline, wishes.get("styles", {}))
     wishes = {**model_wishes(pipeline), **wishes, "device": str(placement.device), "dtype": placement.dtype_name}
     facts: Wishes = {
         "model_files": file_hashes(folder),
+        "style_files": style_files,
         "num_threads": torch.get_num_threads(),
         "processor": processor_name(),
         "versions": installed_versions(),
@@ -68,7 +72,7 @@ def make_clips(
 
 def repeated_wishes(like: ClipRecipe) -> Wishes:
     """What to ask for to make a clip again, but its prompt and seed."""
-    facts = {"prompt", "seed", "model_files", "num_threads", "processor", "versions"}
+    facts = {"prompt", "seed", "model_files", "style_files", "num_threads", "processor", "versions"}
     return like.model_dump(exclude=facts, exclude_none=True)
 
 
@@ -87,6 +91,8 @@ def model_wishes(pipeline: LumierePipeline) -> Wishes:
 def _compare(like: ClipRecipe, recipe: ClipRecipe, folder: Path) -> None:
     """Refuse another model than the repeated clip's, and say what else differs."""
     check_same_model(like, recipe.model_files, folder)
+    if like.styles == recipe.styles:
+        check_same_styles(like, recipe.style_files)
     differences = other_versions(like)
     if differences:
         warnings.warn(f"the clip may differ in small ways: {'; '.join(differences)}", stacklevel=2)

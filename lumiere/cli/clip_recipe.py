@@ -27,6 +27,11 @@ class ClipRecipe(Settings):
     scale: int
     """How many times wider the file's pictures are than the network's."""
 
+    styles: dict[str, float] = {}
+    """Styles, by name, file or folder, and how much of each."""
+    style_files: dict[str, str] = {}
+    """SHA-256 of their weights."""
+
     model: str | None = None
     """The model folder; None for the one inside the package."""
     model_files: dict[str, str]
@@ -66,6 +71,16 @@ def check_same_model(recipe: ClipRecipe, found: Mapping[str, str], folder: Path)
             f"{folder} is not the model that the clip was made with: {', '.join(different[:3])}"
             f"{f' and {len(different) - 3} more files' if len(different) > 3 else ''} differ"
             " (give its folder with --model; or write the prompt and seed instead of --like)"
+        )
+
+
+def check_same_styles(recipe: ClipRecipe, found: Mapping[str, str]) -> None:
+    """Raise ValueError that names the style whose weights are not those that the clip was made with."""
+    different = [name for name, value in recipe.style_files.items() if found.get(name) != value]
+    if different:
+        raise ValueError(
+            f"style {different[0]!r} is not the one that the clip was made with: its weights differ (give its file with"
+            " --style; or write the prompt and seed instead of --like)"
         )
 
 

@@ -20,11 +20,13 @@ from lumiere.applications.cinemagraph import cinemagraph
 from lumiere.applications.image_to_video import animate
 from lumiere.applications.inpainting import inpaint, outpaint
 from lumiere.applications.known_frames import extend, interpolate, loop, retime
+from lumiere.applications.video_to_video import edit
 from lumiere.cli.clip_recipe import file_hashes
 from lumiere.cli.edits import (
     Animate,
     Cinemagraph,
     Continue,
+    Edit,
     GivenOptions,
     Inpaint,
     Interpolate,
@@ -34,7 +36,9 @@ from lumiere.cli.edits import (
 )
 from lumiere.cli.generate import CLEAR_WIDTH_PX
 from lumiere.cli.loading import load_pipeline
+from lumiere.cli.styles import put_on
 from lumiere.device import choose_placement, installed_versions
+from lumiere.diffusion.sample import num_steps_taken
 from lumiere.media import (
     VideoInfo,
     check_writable,
@@ -50,6 +54,9 @@ from lumiere.pipeline import LumierePipeline, embedded_weights
 from lumiere.progress import progress_bar
 from lumiere.video import from_uint8, to_uint8
 
+STYLE = ("style", "style_strength")
+"""Options that the recipe tells in another form."""
+
 Make = Callable[[LumierePipeline, dict[str, Any]], Tensor]
 """(pipeline, options of its call) -> the clip [1, 3, T, H, W] of one verb."""
 
@@ -62,12 +69,16 @@ def run_edit(wishes: GivenOptions) -> None:
     make, source = prepared(wishes)
     out = wishes.out or Path("outputs") / f"{_name(wishes)}-{wishes.verb}.mp4"
     check_writable(out)
+    styles = wishes.chosen_styles()
     placement = choose_placement(wishes.device or "auto", wishes.dtype or "auto")
     pipeline = load_pipeline(wishes.model, placement)
+    style_files = put_on(pipeline, styles)
     started = time.monotonic()
     steps = wishes.steps or pipeline.config.default_steps
     with progress_bar("steps") as progress:
-        task = progress.add_task(escape(f"{wishes.verb}: {_name(wishes)}"), total=steps)
+        strength = getattr(wishes, "strength", 1)
+        total = num_steps_taken(steps, strength) if strength else 0
+        task = progress.add_task(escape(f"{wishes.verb}: {_name(wishes)}"), total=total)
 
         def advance(*_: object) -> dict[str, Tensor]:
             progress.advance(task)
@@ -82,7 +93,8 @@ def run_edit(wishes: GivenOptions) -> None:
         }
         clip = make(pipeline, call)
     frames = to_uint8(clip[0])
-    _write(wishes, frames, out, source, _recipe(wishes, str(placement.device), placement.dtype_name))
+    recipe = _recipe(wishes, str(placement.device), placement.dtype_name)
+    _write(wishes, frames, out, source, recipe | {"styles": styles, "style_files": style_files})
     count, height, width, _ = frames.shape
     print(f"wrote {out} ({count} frames of {width}x{height}; made in {time.monotonic() - started:.1f} s)", flush=True)
 
@@ -124,6 +136,23 @@ def _(wishes: Inpaint) -> tuple[Make, VideoInfo | None]:
     else:
         to_make = _mask(wishes.mask, num_frames=clip.shape[2], size=size, fps=info.fps)
     return lambda pipe, call: inpaint(pipe, clip, to_make, wishes.prompt, **call), info
+
+
+@prepared.register
+def _(wishes: Edit) -> tuple[Make, VideoInfo | None]:
+    clip, info = _video(wishes.video)
+    if not 0 <= wishes.strength <= 1:
+        raise ValueError(f"--strength is {wishes.strength}; it lies in 0 (the video stays) to 1 (nothing of it does)")
+    to_make = None
+    if wishes.mask is not None:
+        to_make = _mask(wishes.mask, num_frames=clip.shape[2], size=(clip.shape[3], clip.shape[4]), fps=info.fps)
+
+    def make(pipe: LumierePipeline, call: dict[str, Any]) -> Tensor:
+        count = int(pipe.config.num_frames) if wishes.trim else clip.shape[2]
+        region = None if to_make is None else to_make[:, :, :count]
+        return edit(pipe, clip[:, :, :count], wishes.prompt, strength=wishes.strength, to_make=region, **call)
+
+    return make, info
 
 
 @prepared.register
@@ -216,7 +245,7 @@ def _write(
     wishes: GivenOptions, frames: np.ndarray, out: Path, source: VideoInfo | None, recipe: dict[str, Any]
 ) -> None:
     if source is not None:
-        has_sound = not isinstance(wishes, Retime)
+        has_sound = not isinstance(wishes, Retime) and not getattr(wishes, "trim", False)
         write_like(
             iter(frames),
             out,
@@ -240,7 +269,11 @@ def _recipe(wishes: GivenOptions, device: str, dtype: str) -> dict[str, Any]:
     inputs = {name: path for name, path in options.items() if isinstance(path, Path) and name not in ("out", "model")}
     return {
         "verb": wishes.verb,
-        **{name: str(value) if isinstance(value, Path) else value for name, value in options.items()},
+        **{
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in options.items()
+            if name not in STYLE
+        },
         "inputs": {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in inputs.items()},
         "device": device,
         "dtype": dtype,

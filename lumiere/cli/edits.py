@@ -11,6 +11,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from lumiere.cli.styles import StyleOptions
 from lumiere.cli.words import unset
 
 Image = Annotated[Positional[Path], arg(metavar="IMAGE")]
@@ -19,7 +20,7 @@ Prompt = Annotated[Positional[str], arg(metavar="PROMPT", help_behavior_hint="")
 
 
 @dataclass(frozen=True, kw_only=True)
-class GivenOptions:
+class GivenOptions(StyleOptions):
     """What every verb takes that is given part of a clip."""
 
     negative_prompt: Annotated[str, arg(metavar="TEXT", help_behavior_hint="")] = ""
@@ -114,6 +115,19 @@ class Interpolate(GivenOptions):
 class Loop(ImageOptions):
     """A clip that can be played over and over: it comes back to the image that it begins with, and its last frame,
     which is the image again, is left out."""
+
+
+@dataclass(frozen=True)
+class Edit(VideoOptions):
+    """Make a video anew, from its own noised frames: what the prompt names changes, its course stays."""
+
+    strength: Annotated[float, arg(metavar="S")] = 0.7
+    """How much is made anew: 0 gives the video back as the network's frames hold it, 1 keeps nothing of it."""
+    mask: Annotated[Path | None, unset("FILE", "everything")] = None
+    """Where to make it anew, in white: an image, or a video of as many frames."""
+    trim: bool = False
+    """Of a video longer than the network's clips, make only the beginning, without sound; otherwise all of it is made,
+    in windows that overlap."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
+from lumiere.cli.styles import StyleOptions
 from lumiere.cli.words import unset
 
 CLIP_SUFFIXES = (".mp4", ".gif", ".webp", ".apng")
@@ -20,7 +21,7 @@ MAX_SEED = 2**63 - 1
 
 
 @dataclass(frozen=True)
-class Generate:
+class Generate(StyleOptions):
     """Make a clip from each prompt.
 
     The file holds, and a JSON beside it repeats, everything needed to make the clip again with --like.
@@ -106,6 +107,7 @@ class Generate:
             "model": None if self.model is None else str(self.model),
             "device": self.device,
             "dtype": self.dtype,
+            "styles": self.chosen_styles() or None,
         }
         return {name: value for name, value in fields.items() if value is not None}
 

@@ -153,7 +153,7 @@ class ClipFolder:
             return FolderEntry(path=path, dropped="caption without a video" if path.suffix == ".txt" else "not a video")
         info = None
         try:
-            caption = _caption(path.with_suffix(".txt"))
+            caption = read_caption(path.with_suffix(".txt"))
             info = probe(path)
             num_frames, note = self._read(path)
         except ValueError as error:
@@ -182,8 +182,8 @@ class ClipFolder:
         return count, note
 
 
-def _caption(path: Path) -> str:
-    """The whole text of a caption file, its white space made single blanks."""
+def read_caption(path: Path) -> str:
+    """The whole text of a caption file, its white space made single blanks. Raises ValueError when it says nothing."""
     if not path.is_file():
         raise ValueError(f"no caption: {path.name} is missing")
     try:

@@ -100,21 +100,25 @@ def sample(
     """
     check_scheduler(scheduler)
     timesteps = set_timesteps(scheduler, num_steps, shift=timestep_shift)
-    begin = _num_skipped(num_steps, clip, strength) * scheduler.order
-    if clip is None:
+    if clip is None and strength != 1:
+        raise ValueError(f"strength is {strength} without a clip to start from (give the clip, or leave strength out)")
+    begin = (num_steps - num_steps_taken(num_steps, strength)) * scheduler.order
+    # From full strength on nothing of the clip is left, also where the schedule ends short of pure noise.
+    if clip is None or strength == 1:
         state = noise.float() * scheduler.init_noise_sigma
     else:
         state = scheduler.add_noise(clip.float(), noise.float(), timesteps[begin : begin + 1].expand(len(noise)))
     return _steps(denoiser, scheduler, state, begin=begin, generators=list(generators))
 
 
-def _num_skipped(num_steps: int, clip: Tensor | None, strength: float) -> int:
-    """How many of the steps are left out, because the clip to start from is not that noisy."""
+def num_steps_taken(num_steps: int, strength: float) -> int:
+    """How many of the steps are left, from a clip that is not as noisy as the first ones.
+
+    Raises ValueError for a strength outside 0..1, or of 0, which would be no step.
+    """
     if not 0 < strength <= 1:
         raise ValueError(f"strength is {strength}; it lies above 0 and up to 1, which starts from noise alone")
-    if clip is None and strength != 1:
-        raise ValueError(f"strength is {strength} without a clip to start from (give the clip, or leave strength out)")
-    return num_steps - max(1, round(num_steps * strength))
+    return max(1, round(num_steps * strength))
 
 
 @torch.no_grad()

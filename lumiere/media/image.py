@@ -23,7 +23,7 @@ def read_image(path: str | Path) -> np.ndarray:
         return np.repeat(_scaled(picture, Path(path))[..., None], 3, axis=-1)
     if picture.has_transparency_data:
         return over_background(np.asarray(picture.convert("RGBA")))
-    return np.asarray(picture.convert("RGB"))
+    return np.array(picture.convert("RGB"))
 
 
 def read_mask_image(path: str | Path, *, size: tuple[int, int] | None = None) -> np.ndarray:

@@ -59,5 +59,9 @@ def _stage(path: Path) -> tuple[type[Any], Callable[[Any], Callable[[], Path]]]:
             from lumiere.training.stages.super_resolution import SuperResolutionSettings, SuperResolutionTraining
 
             return SuperResolutionSettings, partial(_trainer, SuperResolutionTraining)
-    known = "text_to_image, text_to_video, conditional, finetune_clips, super_resolution"
+        case "style":
+            from lumiere.training.stages.style import StyleSettings, StyleTraining
+
+            return StyleSettings, partial(_trainer, StyleTraining)
+    known = "text_to_image, text_to_video, conditional, finetune_clips, super_resolution, style"
     raise ValueError(f"{path}: stage is {name!r}; known are {known}")
