@@ -109,6 +109,15 @@ def test_a_path_ends_where_it_ends() -> None:
     assert share("interpolate", one.clip.flip(2), one) == {"path ends in place": 0}
 
 
+def test_a_recoloured_clip_has_the_new_colour_on_the_old_path() -> None:
+    one = next(found for index in range(20) if (found := case("recolour", index)).scene.actors[0].motion == "rise")
+    other = drawn(one, colour=one.new_colour)
+    assert share("recolour", other, one) == {"new colour there": 1, "path kept": 1}
+    assert share("recolour", one.clip, one) == {"new colour there": 0, "path kept": 1}
+    assert share("recolour", other.flip(2), one) == {"new colour there": 1, "path kept": 0}
+    assert one.new_colour in one.prompt("recolour") and one.scene.actors[0].colour not in one.prompt("recolour")
+
+
 def test_prompts_say_what_is_asked_for_and_no_more() -> None:
     one = case("animate")
     actor = one.scene.actors[0]

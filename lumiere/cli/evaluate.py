@@ -37,6 +37,12 @@ class Evaluate:
     guidance: Annotated[float | None, unset("X")] = None
     """How closely to follow the prompt; 1 is no guidance."""
 
+    edits: Annotated[tuple[str, ...], arg(metavar="NAME ...", help_behavior_hint="(default: all)")] = ()
+    """Only these edits: animate, replace, remove, reconstruct, cinemagraph, loop, interpolate, recolour."""
+
+    strength: Annotated[float, arg(metavar="S")] = 0.7
+    """How much is made anew where a clip is recoloured."""
+
     compile: bool = False
     """Compile the network first (needs a C++ compiler on a CPU): minutes at the start, then faster; frames agree to
     rounding."""
@@ -52,6 +58,7 @@ class Evaluate:
         from lumiere.cli.loading import load_pipeline
         from lumiere.device import choose_placement
         from lumiere.evaluation.edit_protocol import evaluate_edits
+        from lumiere.evaluation.edits import BARS
         from lumiere.evaluation.protocols import evaluate_stills, evaluate_storybook, evaluate_wrong_words
 
         pipeline = load_pipeline(self.model, choose_placement(self.device, self.dtype))
@@ -59,7 +66,15 @@ class Evaluate:
             pipeline.unet.compile()
         out = self.out or Path("outputs") / f"evaluation-{self.protocol}"
         if self.protocol == "edits":
-            evaluate_edits(pipeline, out=out, num_scenes=self.num_prompts, steps=self.steps, guidance=self.guidance)
+            evaluate_edits(
+                pipeline,
+                out=out,
+                edits=self.edits or tuple(BARS),
+                num_scenes=self.num_prompts,
+                steps=self.steps,
+                guidance=self.guidance,
+                strength=self.strength,
+            )
             print(f"wrote {out}/report.json")
             return
         evaluate = evaluate_storybook if self.protocol == "storybook" else evaluate_stills

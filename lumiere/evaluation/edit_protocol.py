@@ -17,6 +17,7 @@ from lumiere.applications.cinemagraph import cinemagraph
 from lumiere.applications.image_to_video import animate
 from lumiere.applications.inpainting import inpaint
 from lumiere.applications.known_frames import interpolate, loop
+from lumiere.applications.video_to_video import edit as recolour
 from lumiere.evaluation.edits import BARS, Case, border_region, draw_case, measures, summarise
 from lumiere.evaluation.protocols import (
     Model,
@@ -29,7 +30,7 @@ from lumiere.evaluation.protocols import (
     tracked,
 )
 from lumiere.evaluation.report import print_bars, write_clip_sheets, write_json
-from lumiere.pipeline import LumierePipeline
+from lumiere.pipeline import DEFAULT_STRENGTH, LumierePipeline
 from lumiere.video import to_uint8
 
 NUM_SCENES = 64
@@ -43,12 +44,14 @@ def evaluate_edits(
     num_scenes: int | None = None,
     steps: int | None = None,
     guidance: float | None = None,
+    strength: float = DEFAULT_STRENGTH,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Edit held-out scenes, measure, print a table and return the report.
 
     ``model`` is a pipeline, or the folder of one. ``out`` gets report.json, contact sheets and the clips, by edit.
-    ``num_scenes`` None is all 64. Raises ValueError for an unknown edit, a base that was never told of given frames,
+    ``num_scenes`` None is all 64; ``strength`` is that of recolouring, the one edit that starts from a noised clip.
+    Raises ValueError for an unknown edit, a base that was never told of given frames,
     and when ``out`` holds clips of other settings.
     """
     pipeline, count = load_model(model), NUM_SCENES if num_scenes is None else num_scenes
@@ -61,13 +64,16 @@ def evaluate_edits(
         raise ValueError("this base was never told of given frames, so it edits nothing (lumiere train conditional)")
     frames = int(pipeline.config.num_frames)
     settings = run_settings(pipeline, steps=steps, guidance=guidance, num_frames=frames) | {"num_scenes": count}
+    if not 0 < strength <= 1:
+        raise ValueError(f"strength is {strength}; it lies above 0 and up to 1")
     folder = Path(out)
     found: dict[str, Any] = {}
     for edit in edits:
         cases = [draw_case(index, edit, num_frames=frames, size=pipeline.default_size) for index in range(count)]
-        own = open_folder(folder / edit, settings)
+        told = settings | {"strength": strength} if edit == "recolour" else settings
+        own = open_folder(folder / edit, told)
         for case in tracked(cases, count, f"{edit}: making", progress):
-            _make(pipeline, case, edit, own / "clips" / f"{case.index:03}.npz", settings)
+            _make(pipeline, case, edit, own / "clips" / f"{case.index:03}.npz", told)
         made = [stored_frames(own / "clips" / f"{case.index:03}.npz") for case in cases]
         pairs = tracked(zip(cases, made, strict=True), count, f"{edit}: measuring", progress)
         rows = [measures(edit, case, clip[None]) for case, clip in pairs]
@@ -91,10 +97,10 @@ def _make(pipeline: LumierePipeline, case: Case, edit: str, path: Path, settings
         "generator": torch.Generator().manual_seed(case.index),
         "super_resolution": False,
     }
-    store_frames(path, to_uint8(_edited(pipeline, case, edit, options)[0]))
+    store_frames(path, to_uint8(_edited(pipeline, case, edit, options, settings.get("strength", 1.0))[0]))
 
 
-def _edited(pipeline: LumierePipeline, case: Case, edit: str, options: dict[str, Any]) -> Tensor:
+def _edited(pipeline: LumierePipeline, case: Case, edit: str, options: dict[str, Any], strength: float) -> Tensor:
     prompt, first, frames = case.prompt(edit), case.clip[:, :, 0], case.clip.shape[2]
     match edit:
         case "animate":
@@ -105,6 +111,8 @@ def _edited(pipeline: LumierePipeline, case: Case, edit: str, options: dict[str,
             return inpaint(pipeline, case.clip, border_region(case), prompt, **options)
         case "cinemagraph":
             return cinemagraph(pipeline, first, case.still_region, prompt, num_frames=frames, **options)
+        case "recolour":
+            return recolour(pipeline, case.clip, prompt, strength=strength, **options)
         case "loop":
             return loop(pipeline, first, prompt, num_frames=frames, **options)
     return interpolate(pipeline, first, case.clip[:, :, -1], prompt, num_frames=frames, **options)

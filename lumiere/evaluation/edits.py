@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lumiere.data.captions import caption, terse_caption
 from lumiere.data.storybook import (
+    COLOUR_NAMES,
     MOTIONS,
     OBJECTS,
     REPEATING_MOTIONS,
@@ -29,6 +30,9 @@ from lumiere.evaluation.storybook import UNREADABLE, read_clip
 Measures = dict[str, tuple[float, float]]
 
 NEAR = 0.2
+MOST_FRAMES = 0.9
+"""A path is kept when the object is near its place in so many of the frames where both are seen, and is seen in as
+many."""
 """A tenth of the picture, in half picture widths, as tracks are measured."""
 
 
@@ -67,6 +71,7 @@ BARS: dict[str, dict[str, Bar]] = {
     },
     "loop": {"wrap over neighbours": Bar(0.5, 1.2), "motion over true": Bar(0.5)},
     "interpolate": {"path ends in place": Bar(0.85)},
+    "recolour": {"new colour there": Bar(0.85), "path kept": Bar(0.80)},
 }
 """The edits, what is measured of each, and the bars."""
 
@@ -87,6 +92,12 @@ class Case:
         return OBJECTS[(place + 1 + self.index % (len(OBJECTS) - 1)) % len(OBJECTS)]
 
     @property
+    def new_colour(self) -> str:
+        """The colour that the object is to get instead of its own."""
+        place = COLOUR_NAMES.index(self.scene.actors[0].colour)
+        return COLOUR_NAMES[(place + 1 + self.index % (len(COLOUR_NAMES) - 1)) % len(COLOUR_NAMES)]
+
+    @property
     def still_region(self) -> Tensor:
         """The region [1, 1, H, W] that the object's whole path stays in, less the picture's rim."""
         region = self.region.amax(2)
@@ -102,6 +113,8 @@ class Case:
                 return terse_caption(scene)
             case "replace":
                 return caption(replace(scene, actors=(replace(scene.actors[0], object=self.new_object),)))
+            case "recolour":
+                return caption(replace(scene, actors=(replace(scene.actors[0], colour=self.new_colour),)))
             case "remove":
                 return caption(replace(scene, actors=()))
         return caption(scene)
@@ -148,6 +161,9 @@ def measures(edit: str, case: Case, made: Tensor) -> Measures:
             wrap, steps = float((made[:, :, 0] - made[:, :, -1]).abs().mean()), differences(made)
             true = differences(case.clip)
             return {"wrap over neighbours": (wrap, float(steps)), "motion over true": (float(steps), float(true))}
+        case "recolour":
+            colour = read_clip(made[0]).actors[0].colour
+            return {"new colour there": _one(colour == case.new_colour), "path kept": _one(_keeps_path(case, made))}
         case "interpolate":
             return {"path ends in place": _one(_ends_in_place(case, made))}
     raise ValueError(f"edit is {edit!r}; known are {', '.join(BARS)}")
@@ -217,3 +233,15 @@ def _ends_in_place(case: Case, made: Tensor) -> bool:
         return False
     (x, y), (true_x, true_y) = ((track.pose.x, track.pose.y) for track in tracks if track is not None)
     return bool(torch.hypot(x[-2] - true_x[-1], y[-2] - true_y[-1]) <= NEAR)
+
+
+def _keeps_path(case: Case, made: Tensor) -> bool:
+    """Whether the object is where the source's is, in nearly all frames."""
+    tracks = [read_clip(clip[0]).actors[0].track for clip in (made, case.clip)]
+    if any(track is None for track in tracks):
+        return False
+    found, true = (track for track in tracks if track is not None)
+    both = (found.weight > 0) & (true.weight > 0)
+    near = torch.hypot(found.pose.x - true.pose.x, found.pose.y - true.pose.y) <= NEAR
+    seen_enough = int(both.sum()) >= MOST_FRAMES * int((true.weight > 0).sum())
+    return seen_enough and float(near[both].float().mean()) >= MOST_FRAMES
