@@ -201,6 +201,12 @@ def test_true_clips_in_place_of_the_networks_score_in_full(pipeline: LumierePipe
         assert report["two_objects"][name]["share"] >= 0.5
 
 
+def test_pairs_can_be_left_out(pipeline: LumierePipeline, tmp_path: Path) -> None:
+    report = evaluate_storybook(pipeline, out=tmp_path, num_seeds=1, num_prompts=2, num_pairs=0, progress=False)
+    assert report["one_object"]["colour"]["total"] == 2 and len(report["clips"]) == 2
+    assert report["two_objects"] == {}
+
+
 def test_an_interrupted_evaluation_goes_on_where_it_stopped(pipeline: LumierePipeline, tmp_path: Path) -> None:
     first = evaluate_stills(pipeline, out=tmp_path, num_seeds=1, num_prompts=4, batch=4, progress=False)
     clips = sorted((tmp_path / "clips").iterdir())
@@ -224,6 +230,8 @@ def test_a_folder_of_other_settings_is_refused(pipeline: LumierePipeline, tmp_pa
 def test_impossible_numbers_are_refused(pipeline: LumierePipeline, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="128 one-object"):
         evaluate_storybook(pipeline, out=tmp_path, num_prompts=129, progress=False)
+    with pytest.raises(ValueError, match="prompts of two objects"):
+        evaluate_storybook(pipeline, out=tmp_path, num_pairs=33, progress=False)
     with pytest.raises(ValueError, match="num_seeds is 0"):
         evaluate_storybook(pipeline, out=tmp_path, num_seeds=0, progress=False)
 

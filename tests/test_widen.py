@@ -12,11 +12,12 @@ from lumiere.model.inflate import (
     add_noise_level_shifts,
     add_space_time_layers,
     add_time_halving,
+    show_given_to_blocks,
     widen_input,
     widen_kernels,
 )
 from lumiere.model.stunet import STUNet
-from lumiere.model.temporal import ConvolutionInflation, TemporalSettings
+from lumiere.model.temporal import ConvolutionInflation, TemporalSettings, given_at
 from tests.tiny_unets import FAMILIES, conditions, embedded
 
 
@@ -43,6 +44,49 @@ def test_a_widened_network_says_the_same_at_first_bit_for_bit(family: str, dtype
         assert not torch.equal(stunet(torch.cat([clip, given], dim=1), **inputs).sample, before)
         nothing = torch.zeros_like(given)
         assert torch.equal(stunet(torch.cat([clip, nothing], dim=1), **inputs).sample, before)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_blocks_that_see_what_is_given_say_the_same_at_first_bit_for_bit(family: str, dtype: torch.dtype) -> None:
+    stunet = widen_input(network(family), 5)
+    torch.nn.init.normal_(stunet.temporal.given.weight, std=0.1)
+    stunet.to(dtype)
+    clip = torch.randn(2, stunet.config.in_channels + 5, 8, 16, 16).to(dtype)
+    inputs = {k: v.to(dtype) if k == "encoder_hidden_states" else v for k, v in conditions(stunet, 2).items()}
+    with torch.no_grad():
+        before = stunet(clip, **inputs).sample
+        show_given_to_blocks(stunet)
+        assert torch.equal(stunet(clip, **inputs).sample, before)
+        for name, weight in stunet.temporal.named_parameters():
+            if "sight" in name:
+                torch.nn.init.normal_(weight)
+        assert not torch.equal(stunet(clip, **inputs).sample, before)
+        nothing = torch.cat([clip[:, :-5], torch.zeros_like(clip[:, -5:])], dim=1)
+        assert torch.equal(stunet(nothing, **inputs).sample, stunet(clip[:, :-5], **inputs).sample)
+
+
+def test_what_a_block_sees_is_the_clip_s_own_frames_stacked() -> None:
+    given = torch.arange(2 * 3 * 8 * 4 * 4.0).view(2, 3, 8, 4, 4)
+    here = given_at(given, 2, (2, 2))
+    assert here.shape == (2, 12, 2, 2, 2)
+    # The second frame there stands for frames 4 to 7; of channel 1 the third of them, averaged over 2x2 places.
+    assert here[1, 1 * 4 + 2, 1, 0, 1] == given[1, 1, 6, 0:2, 2:4].mean()
+
+
+def test_a_network_whose_blocks_see_what_is_given_is_saved_and_loaded(tmp_path: Path) -> None:
+    stunet = show_given_to_blocks(widen_input(network(), 16))
+    for name, weight in stunet.temporal.named_parameters():
+        if "sight" in name:
+            torch.nn.init.normal_(weight)
+    stunet.save_pretrained(tmp_path)
+    again = STUNet.from_pretrained(tmp_path)
+    own, theirs = stunet.state_dict(), again.state_dict()
+    assert own.keys() == theirs.keys() and all(torch.equal(own[name], theirs[name]) for name in own)
+    with pytest.raises(ValueError, match="already"):
+        show_given_to_blocks(stunet)
+    with pytest.raises(ValueError, match="nothing is given"):
+        show_given_to_blocks(network())
 
 
 def test_it_is_the_paper_s_wider_convolution_written_as_a_sum() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -27,6 +27,9 @@ class Evaluate:
 
     num_prompts: Annotated[int | None, unset("N", "all 128")] = None
     """The first N prompts only; of edits, the first N scenes."""
+
+    num_pairs: Annotated[int | None, unset("N", "a quarter as many")] = None
+    """The first N prompts of two objects, which are reported apart."""
 
     num_seeds: Annotated[int, arg(metavar="N")] = 2
     """Clips of each prompt; edits are made once."""
@@ -77,15 +80,15 @@ class Evaluate:
             )
             print(f"wrote {out}/report.json")
             return
-        evaluate = evaluate_storybook if self.protocol == "storybook" else evaluate_stills
-        evaluate(
-            pipeline,
-            out=out,
-            num_seeds=self.num_seeds,
-            num_prompts=self.num_prompts,
-            steps=self.steps,
-            guidance=self.guidance,
-        )
+        asked: dict[str, Any] = {
+            "num_seeds": self.num_seeds,
+            "num_prompts": self.num_prompts,
+            "steps": self.steps,
+            "guidance": self.guidance,
+        }
         if self.protocol == "storybook":
+            evaluate_storybook(pipeline, out=out, num_pairs=self.num_pairs, **asked)
             evaluate_wrong_words(pipeline, out=out)
+        else:
+            evaluate_stills(pipeline, out=out, **asked)
         print(f"wrote {out}/report.json")

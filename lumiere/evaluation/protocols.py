@@ -62,6 +62,7 @@ def evaluate_storybook(
     out: str | Path,
     num_seeds: int = 2,
     num_prompts: int | None = None,
+    num_pairs: int | None = None,
     steps: int | None = None,
     guidance: float | None = None,
     batch: int | None = None,
@@ -70,12 +71,12 @@ def evaluate_storybook(
     """Make, read and count clips of the held-out prompts; prints the tables and returns the report.
 
     ``model`` is a pipeline, or the folder of one; it is run as ``lumiere generate`` runs it. ``out`` gets report.json,
-    the contact sheets and the clips. ``num_prompts`` takes the first of the one-object prompts, and a quarter as many
-    pairs; None is all. ``steps`` and ``guidance`` None are the model's own. Raises ValueError when ``out`` holds clips
-    of other settings.
+    the contact sheets and the clips. ``num_prompts`` takes the first of the one-object prompts, None all, and
+    ``num_pairs`` the first of the two-object ones, None a quarter as many. ``steps`` and ``guidance`` None are the
+    model's own. Raises ValueError when ``out`` holds clips of other settings.
     """
     pipeline = load_model(model)
-    one, two = _chosen_prompts(num_prompts)
+    one, two = _chosen_prompts(num_prompts, num_pairs)
     jobs = _jobs(one + two, num_seeds)
     settings = _settings(pipeline, jobs, steps=steps, guidance=guidance, num_frames=pipeline.config.num_frames)
     folder = open_folder(Path(out), settings)
@@ -186,14 +187,17 @@ def _loss_measure(pipeline: LumierePipeline) -> Callable[[Tensor, str, int, Tens
     return measure
 
 
-def _chosen_prompts(num_prompts: int | None) -> tuple[list[Prompt], list[Prompt]]:
-    """One-object and two-object prompts."""
+def _chosen_prompts(num_prompts: int | None, num_pairs: int | None = None) -> tuple[list[Prompt], list[Prompt]]:
+    """The first one-object and two-object prompts."""
     every = load_prompts()
-    if num_prompts is None:
-        return every[:NUM_ONE_OBJECT], every[NUM_ONE_OBJECT:]
-    if not 1 <= num_prompts <= NUM_ONE_OBJECT:
-        raise ValueError(f"num_prompts is {num_prompts}; the list has {NUM_ONE_OBJECT} one-object prompts (None: all)")
-    return every[:num_prompts], every[NUM_ONE_OBJECT : NUM_ONE_OBJECT + num_prompts // ONE_PAIR_FOR]
+    alone, together = every[:NUM_ONE_OBJECT], every[NUM_ONE_OBJECT:]
+    count = len(alone) if num_prompts is None else num_prompts
+    if not 1 <= count <= len(alone):
+        raise ValueError(f"num_prompts is {count}; the list has {len(alone)} one-object prompts (None: all)")
+    pairs = count // ONE_PAIR_FOR if num_pairs is None else num_pairs
+    if not 0 <= pairs <= len(together):
+        raise ValueError(f"num_pairs is {pairs}; the list has {len(together)} prompts of two objects")
+    return alone[:count], together[:pairs]
 
 
 def _jobs(prompts: Sequence[Prompt], num_seeds: int) -> list[Job]:

@@ -11,8 +11,14 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 
 from lumiere.model import image_unet, motion
-from lumiere.model.stunet import STUNet, given_stem, noise_level_shifts, time_resizers
-from lumiere.model.temporal import AttentionInflation, ConvolutionInflation, TemporalSettings, silent_attention
+from lumiere.model.stunet import STUNet, given_channels, given_stem, noise_level_shifts, time_resizers
+from lumiere.model.temporal import (
+    AttentionInflation,
+    ConvolutionInflation,
+    TemporalSettings,
+    sight_of_given,
+    silent_attention,
+)
 
 
 @dataclass(frozen=True)
@@ -112,6 +118,24 @@ def widen_input(stunet: STUNet, channels: int) -> STUNet:
     stem = given_stem(stunet, channels)
     stunet.temporal.given = stem.to(stunet.conv_in.weight.device, stunet.conv_in.weight.dtype)
     _grown(stunet, conditioning_channels=channels)
+    return stunet
+
+
+def show_given_to_blocks(stunet: STUNet) -> STUNet:
+    """Let the blocks that mix frames see <C, M> themselves, at their level's size; changed in place and returned.
+
+    They make nothing of it at first: nothing changes, bit for bit. Raises ValueError for a network that is told of
+    nothing given (``widen_input`` first), and for one whose blocks see it already.
+    """
+    if stunet.settings.blocks_see_given:
+        raise ValueError("the blocks see what is given already")
+    channels = given_channels(stunet, stunet.settings)
+    _grown(stunet, blocks_see_given=True)
+    temporal, like = stunet.temporal, stunet.conv_in.weight
+    blocks = [*temporal.down, temporal.middle, *temporal.up]
+    for block, given in zip(blocks, [*channels, channels[-1], *channels[::-1]], strict=True):
+        width = block.spatial.out_channels if isinstance(block, ConvolutionInflation) else block.project.in_features
+        block.sight = sight_of_given(given, width).to(like.device, like.dtype)
     return stunet
 
 

@@ -25,6 +25,7 @@ from lumiere.model.temporal import (
     TemporalDownsample,
     TemporalSettings,
     TemporalUpsample,
+    given_at,
 )
 from lumiere.video import fold_time, unfold_time
 
@@ -41,9 +42,11 @@ class TemporalLayers(nn.Module):
         self.hears = settings.hears_time_and_text
         told_width = image_unet.time_width(unet) + image_unet.text_width(unet) if self.hears else 0
 
-        def block(channels: int, is_coarsest: bool) -> nn.Module:
-            kind = AttentionInflation if is_coarsest else ConvolutionInflation
-            return kind(channels, settings, told_width=told_width)
+        given = given_channels(unet, settings) if settings.blocks_see_given else [0] * len(widths)
+
+        def block(level: int) -> nn.Module:
+            kind = AttentionInflation if level == coarsest else ConvolutionInflation
+            return kind(widths[level], settings, told_width=told_width, given_channels=given[level])
 
         # For each level behind the first mixing, on the way down, in the middle, on the way up.
         self.noise_level = nn.ModuleList()
@@ -51,10 +54,15 @@ class TemporalLayers(nn.Module):
             self.noise_level.extend(noise_level_shifts(unet, settings))
         self.given = given_stem(unet, settings.conditioning_channels) if settings.conditioning_channels else None
         coarsest = len(widths) - 1
-        self.down = nn.ModuleList(block(width, index == coarsest) for index, width in enumerate(widths))
-        self.middle = block(widths[-1], True)
-        self.up = nn.ModuleList(block(width, index == 0) for index, width in enumerate(widths[::-1]))
+        self.down = nn.ModuleList(block(level) for level in range(len(widths)))
+        self.middle = block(coarsest)
+        self.up = nn.ModuleList(block(level) for level in reversed(range(len(widths))))
         self.halve_time, self.double_time = time_resizers(unet, settings)
+
+    @property
+    def blocks_see_given(self) -> bool:
+        """Whether the blocks see <C, M> themselves."""
+        return self.middle.sight is not None
 
     @property
     def factor(self) -> int:
@@ -81,6 +89,17 @@ def noise_level_shifts(unet: UNet2DConditionModel, settings: TemporalSettings) -
     time = image_unet.time_width(unet)
     told = time + image_unet.text_width(unet) if settings.hears_time_and_text else time
     return (NoiseLevelShift(told, time) for _ in range(2 * len(unet.config.block_out_channels)))
+
+
+def given_channels(unet: UNet2DConditionModel, settings: TemporalSettings) -> list[int]:
+    """Channels of <C, M> at each level, finest first: frames that fall together there are stacked as channels."""
+    if not settings.conditioning_channels:
+        raise ValueError("blocks_see_given is set without conditioning_channels: nothing is given that could be seen")
+    channels = [settings.conditioning_channels]
+    for is_halved in halvings(unet, settings):
+        channels.append(channels[-1] * (2 if is_halved else 1))
+    # Image networks may have levels of one size.
+    return channels + channels[-1:] * (len(unet.config.block_out_channels) - len(channels))
 
 
 def given_stem(unet: UNet2DConditionModel, channels: int) -> nn.Conv2d:
@@ -303,6 +322,8 @@ class STUNet(UNet2DConditionModel):
         if temporal.given is not None and sample.shape[1] > own:
             given = fold_time(sample[:, own:]).contiguous(memory_format=torch.channels_last)
             frames = frames + temporal.given(given)
+            if temporal.blocks_see_given:
+                clip.given = unfold_time(given, sample.shape[2])
         skips = [frames]
         for level, block in enumerate(self.down_blocks):
             if level:
@@ -383,6 +404,8 @@ class _Clip:
     def __init__(self, num_frames: int, heard: Heard, told: Tensor | None) -> None:
         self.is_image = num_frames == 1
         self.num_frames, self.told = num_frames, told
+        # <C, M> [B, C, T, H, W], for blocks that see it.
+        self.given: Tensor | None = None
         self._own, self._expanded = heard, {1: heard}
 
     @property
@@ -402,7 +425,10 @@ class _Clip:
         """Frames [B*T, C, H, W] through a block that mixes them."""
         if self.is_image:
             return frames
-        return fold_time(run(block, unfold_time(frames, self.num_frames), self.told))
+        given = self.given
+        if given is not None:
+            given = given_at(given, self.num_frames, (frames.shape[-2], frames.shape[-1]))
+        return fold_time(run(block, unfold_time(frames, self.num_frames), self.told, given))
 
     def resize(self, resizer: nn.Module, frames: Tensor) -> Tensor:
         """Frames [B*T, C, H, W] through a temporal resizer."""

@@ -56,6 +56,9 @@ class TemporalSettings(Settings):
     shifts_noise_level: bool = False
     # Channels of <C, M>, what of the clip is given, for which there is a second first convolution; 0: not told.
     conditioning_channels: int = Field(default=0, ge=0)
+    # Whether the blocks that mix frames see <C, M> too, at their level's size: through the first convolution alone it
+    # reaches them by way of frozen image layers, which take it for a part of the noisy clip.
+    blocks_see_given: bool = False
 
     @property
     def frames_seen_by_blocks(self) -> int:
@@ -206,15 +209,19 @@ class ConvolutionInflation(nn.Module):
 
     2-D convolution, norm and activation, temporal convolution, norm and activation, linear projection; added to what
     came in. The projection starts at zero, so that nothing changes before training. With ``told_width`` the block
-    also hears ``told`` [B, told_width], as a scale and shift after the first norm.
+    also hears ``told`` [B, told_width], as a scale and shift after the first norm. With ``given_channels`` it also sees
+    ``given`` [B, given_channels, T, H, W], what of the clip is given; at first it makes nothing of it.
 
     Source: Lumiere, section 3.1 and figure 4.
     """
 
-    def __init__(self, channels: int, settings: TemporalSettings | None = None, *, told_width: int = 0) -> None:
+    def __init__(
+        self, channels: int, settings: TemporalSettings | None = None, *, told_width: int = 0, given_channels: int = 0
+    ) -> None:
         super().__init__()
         settings = settings or TemporalSettings()
         width = max(1, round(channels * settings.width))
+        self.sight = sight_of_given(given_channels, width) if given_channels else None
         self.spatial = nn.Conv2d(channels, width, settings.kernel_px, padding=settings.kernel_px // 2)
         self.spatial_norm = ChannelNorm(width, kind=settings.norm)
         self.hearing = Hearing(told_width, width) if told_width else None
@@ -222,10 +229,13 @@ class ConvolutionInflation(nn.Module):
         self.temporal_norm = ChannelNorm(width, kind=settings.norm)
         self.project = _zero_linear(width, channels)
 
-    def forward(self, clip: Tensor, told: Tensor | None = None) -> Tensor:
+    def forward(self, clip: Tensor, told: Tensor | None = None, given: Tensor | None = None) -> Tensor:
         """[B, C, T, H, W] -> the same shape."""
         _check_rank(clip)
-        hidden = unfold_time(self.spatial(fold_time(clip)), clip.shape[2]).permute(0, 2, 3, 4, 1)
+        frames = self.spatial(fold_time(clip))
+        if self.sight is not None and given is not None:
+            frames = frames + self.sight(fold_time(given))
+        hidden = unfold_time(frames, clip.shape[2]).permute(0, 2, 3, 4, 1)
         hidden = _hear(self.hearing, self.spatial_norm(hidden), told)
         hidden = self.temporal(F.silu(hidden).permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1)
         change = self.project(F.silu(self.temporal_norm(hidden)))
@@ -237,16 +247,20 @@ class AttentionInflation(nn.Module):
 
     Norm, positions, a stack of attention layers, linear projection; added to what came in. The projection starts at
     zero, so that nothing changes before training. With ``told_width`` the block also hears ``told`` [B, told_width],
-    as a scale and shift after the norm. Costs grow with the square of the frames: for the coarsest level. With
-    ``space_time_layers`` more layers follow in which all places of all frames see each other; they start silent, so a
-    trained block can be given them.
+    as a scale and shift after the norm; with ``given_channels`` it also sees ``given`` [B, given_channels, T, H, W],
+    what of the clip is given, and at first makes nothing of it. Costs grow with the square of the frames: for the
+    coarsest level. With ``space_time_layers`` more layers follow in which all places of all frames see each other; they
+    start silent, so a trained block can be given them.
 
     Source: Lumiere, section 3.1 and figure 4; the space-time layers are ours.
     """
 
-    def __init__(self, channels: int, settings: TemporalSettings | None = None, *, told_width: int = 0) -> None:
+    def __init__(
+        self, channels: int, settings: TemporalSettings | None = None, *, told_width: int = 0, given_channels: int = 0
+    ) -> None:
         super().__init__()
         settings = settings or TemporalSettings()
+        self.sight = sight_of_given(given_channels, channels) if given_channels else None
         self.has_positions = settings.positions == "sinusoidal"
         self.norm = ChannelNorm(channels)
         self.hearing = Hearing(told_width, channels) if told_width else None
@@ -254,12 +268,15 @@ class AttentionInflation(nn.Module):
         self.space_time = nn.ModuleList(silent_attention(channels, settings) for _ in range(settings.space_time_layers))
         self.project = _zero_linear(channels, channels)
 
-    def forward(self, clip: Tensor, told: Tensor | None = None) -> Tensor:
+    def forward(self, clip: Tensor, told: Tensor | None = None, given: Tensor | None = None) -> Tensor:
         """[B, C, T, H, W] -> the same shape."""
         _check_rank(clip)
         batch, channels, frames, height, width = clip.shape
         last = clip.permute(0, 2, 3, 4, 1)
         hidden = _hear(self.hearing, self.norm(last), told)
+        if self.sight is not None and given is not None:
+            seen = unfold_time(self.sight(fold_time(given)), frames)
+            hidden = hidden + seen.permute(0, 2, 3, 4, 1)
         hidden = hidden.reshape(batch, frames, height * width, channels).transpose(1, 2).reshape(-1, frames, channels)
         if self.has_positions:
             hidden = hidden + sinusoidal_positions(frames, channels, like=hidden)
@@ -342,6 +359,23 @@ def grid_positions(frames: int, height: int, width: int, channels: int, *, like:
         sinusoidal_positions(width, channels - when - down, like=like)[None, None],
     )
     return torch.cat([part.expand(grid) for part in parts], dim=-1).flatten(0, 2)
+
+
+def sight_of_given(given_channels: int, channels: int) -> nn.Conv2d:
+    """What makes features of <C, M> at a level's size; it starts at zero."""
+    sight = nn.Conv2d(given_channels, channels, 1, bias=False)
+    nn.init.zeros_(sight.weight)
+    return sight
+
+
+def given_at(given: Tensor, num_frames: int, size: tuple[int, int]) -> Tensor:
+    """<C, M> [B, C, T, H, W] at a level of ``num_frames`` and ``size``: frames that fall together are stacked as more
+    channels, places that do are averaged; [B, C * T / num_frames, num_frames, h, w]."""
+    batch, _, frames, height, width = given.shape
+    together = frames // num_frames
+    stacked = given.unflatten(2, (num_frames, together)).transpose(2, 3).reshape(batch, -1, num_frames, height, width)
+    smaller = F.avg_pool2d(fold_time(stacked), (height // size[0], width // size[1]))
+    return unfold_time(smaller, num_frames)
 
 
 def _hear(hearing: Hearing | None, normed: Tensor, told: Tensor | None) -> Tensor:
