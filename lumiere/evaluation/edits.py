@@ -30,10 +30,10 @@ from lumiere.evaluation.storybook import UNREADABLE, read_clip
 Measures = dict[str, tuple[float, float]]
 
 NEAR = 0.2
+"""A tenth of the picture, in half picture widths, as tracks are measured."""
 MOST_FRAMES = 0.9
 """A path is kept when the object is near its place in so many of the frames where both are seen, and is seen in as
 many."""
-"""A tenth of the picture, in half picture widths, as tracks are measured."""
 
 
 @dataclass(frozen=True)

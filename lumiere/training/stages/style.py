@@ -6,7 +6,6 @@ changing few weights; here they are a LoRA (Hu et al., arXiv 2106.09685).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -74,10 +73,6 @@ class StyleTraining(ClipStage):
             caption_dropout=settings.caption_dropout,
             num_validation_clips=max(16, len(stills)),
         )
-
-    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """The changes; everything else is frozen."""
-        yield from ((name, weight) for name, weight in self.unet.named_parameters() if weight.requires_grad)
 
     def export(self, folder: Path) -> None:
         """The style as one file, with the names that diffusers gives a LoRA."""
