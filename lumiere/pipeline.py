@@ -126,11 +126,17 @@ class LumierePipeline(DiffusionPipeline):
 
     @property
     def default_size(self) -> tuple[int, int]:
-        """(height, width) in pixels of the clips that are made when a call does not say."""
+        """(height, width) in pixels of the base's clips when a call does not say."""
         grid = self.unet.config.sample_size or 0
         rows, columns = (grid, grid) if isinstance(grid, int) else grid
         factor = self.codec.spatial_factor
         return self.config.height or rows * factor, self.config.width or columns * factor
+
+    def frame_size(self, *, super_resolution: bool = True) -> tuple[int, int]:
+        """(height, width) in pixels of the finished clips of a call that does not say, or of those of the base."""
+        height, width = self.default_size
+        scale = self.super_resolution.scale if super_resolution and self.super_resolution is not None else 1
+        return height * scale, width * scale
 
     @torch.no_grad()
     def __call__(
@@ -154,6 +160,7 @@ class LumierePipeline(DiffusionPipeline):
         return_dict: bool = True,
         callback_on_step_end: StepCallback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        on_super_resolution_step: Callable[[Step], object] | None = None,
     ) -> LumiereOutput | tuple[Any]:
         """Clips of the prompts, each made from its own noise, whatever the batch.
 
@@ -165,8 +172,8 @@ class LumierePipeline(DiffusionPipeline):
         in that size too, is a clip to start from instead of noise: it is noised, and the last ``strength`` (above 0,
         up to 1) of the steps are taken from there; 1 is noise alone. A callback may ask for "latents"
         and for "clean", the clip that the network had in mind at that step; the latents that it returns are gone on
-        with. Raises ValueError before long work for what cannot be done, and at the first step whose clip is not made
-        of numbers.
+        with. ``on_super_resolution_step`` is told of every step of super-resolution. Raises ValueError before long
+        work for what cannot be done, and at the first step whose clip is not made of numbers.
         """
         prompts = _prompts(prompt, num_videos_per_prompt)
         steps = self.config.default_steps if num_inference_steps is None else num_inference_steps
@@ -204,7 +211,8 @@ class LumierePipeline(DiffusionPipeline):
         if sharpener is not None:
             texts = (prompts, negatives)
             clip = clip.clamp(-1, 1)
-            clip = sharpener(clip, states=states, prompts=texts, given=conditioning, generator=generators)
+            options = {"generator": generators, "on_step": on_super_resolution_step}
+            clip = sharpener(clip, states=states, prompts=texts, given=conditioning, **options)
         self.maybe_free_model_hooks()
         frames = as_frames(clip, output_type)
         return LumiereOutput(frames=frames) if return_dict else (frames,)

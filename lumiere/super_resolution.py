@@ -153,7 +153,7 @@ class SuperResolutionStage(DiffusionPipeline):
         given: Conditioning | None = None,
         salt: str = "",
         first_frame: int = 0,
-        on_step: Callable[[Step], None] | None = None,
+        on_step: Callable[[Step], object] | None = None,
     ) -> Tensor:
         """The larger clips [B, 3, T, scale*H, scale*W] of clips [B, 3, T, H, W], both in -1..1, on the CPU in fp32.
 
@@ -330,6 +330,11 @@ class SuperResolution(ModelMixin, ConfigMixin):
         for stage in self.stages:
             total *= stage.config.scale
         return total
+
+    @property
+    def num_steps(self) -> int:
+        """Denoising steps of all the stages together, when a call does not say."""
+        return sum(stage.config.default_steps for stage in self.stages)
 
     def memory_bytes(self, num_frames: int, height: int, width: int) -> int:
         """About the memory, in bytes, that the fullest stage takes for clips of that small size."""

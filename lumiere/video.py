@@ -66,6 +66,12 @@ def resize_clip(clip: Tensor, size: tuple[int, int]) -> Tensor:
     return unfold_time(frames, clip.shape[2])
 
 
+def psnr_db(clips: Tensor, truth: Tensor) -> Tensor:
+    """The peak signal-to-noise ratio in dB [B] of clips [B, ...] against true ones, both in -1..1; at most 100."""
+    error = (clips.clamp(-1, 1) - truth).square().flatten(1).mean(1)
+    return 10 * torch.log10(4 / error.clamp(min=4e-10))
+
+
 def contact_sheet(clip: Tensor, *, columns: int = 10, every: int = 1, scale: int = 1) -> np.ndarray:
     """Every ``every``-th frame of one clip [3, T, H, W], in reading order, as one 8-bit picture [H', W', 3]."""
     frames = to_uint8(clip)[::every]

@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lumiere import SuperResolution
 from lumiere.cli import VERBS, main
 from lumiere.cli.clip_recipe import load_clip_recipe
 from lumiere.cli.generate import chosen_prompts, chosen_seeds, clip_name, output_paths
 from lumiere.media import probe, read_clip
 from lumiere.model.stunet import STUNet
+from tests.test_super_resolution import stage
 from tests.tiny_pipeline import tiny_pipeline
 from tests.tiny_unets import embedded
 
@@ -190,6 +192,22 @@ def test_like_repeats_the_very_frames(model: Path, here: Path, source: str) -> N
     first, again = read_clip(here / "first.webp")[0], read_clip(here / "again.webp")[0]
     np.testing.assert_array_equal(first, again)
     assert load_clip_recipe(here / "first.webp") == load_clip_recipe(here / "again.webp")
+
+
+def test_clips_are_made_larger_unless_only_the_base_s_are_wanted(here: Path) -> None:
+    pipeline = tiny_pipeline()
+    pipeline.register_modules(super_resolution=SuperResolution.of(stage()))
+    pipeline.save_pretrained(here / "both")
+    sizes = {}
+    for name, words in {"large": [], "small": ["--base-only"]}.items():
+        assert generate(here / "both", "a red ball", "--scale", "1", "--out", f"{name}.webp", *words) == 0
+        assert main(["generate", "--like", f"{name}.webp", "--out", f"{name}-again.webp"]) == 0
+        first, again = (read_clip(here / f"{which}.webp")[0] for which in (name, f"{name}-again"))
+        np.testing.assert_array_equal(first, again)
+        sizes[name] = first.shape[1:3]
+    assert sizes == {"large": (32, 32), "small": (16, 16)}
+    assert load_clip_recipe(here / "large.webp").super_resolution
+    assert not load_clip_recipe(here / "small.webp").super_resolution
 
 
 def test_options_beside_like_replace_what_the_file_says(model: Path, here: Path) -> None:

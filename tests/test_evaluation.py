@@ -7,6 +7,7 @@ import random
 import warnings
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,12 +18,15 @@ from torch import Tensor
 from lumiere.data.captions import vocabulary, words
 from lumiere.data.storybook import Actor, Scene, draw_scene, frame_times, is_held_out, place_actor, render
 from lumiere.evaluation.prompts import NUM_ONE_OBJECT, Prompt, draw_prompts, load_prompts, prompts_as_json
-from lumiere.evaluation.protocols import evaluate_stills, evaluate_storybook, evaluate_wrong_words
+from lumiere.evaluation.protocols import evaluate_stills, evaluate_storybook, evaluate_wrong_words, stored_frames
 from lumiere.evaluation.storybook import ActorReading, Reading
+from lumiere.evaluation.super_resolution_protocol import evaluate_super_resolution
 from lumiere.evaluation.tally import ATTRIBUTES, Answer, Tally, answers, wilson_interval
 from lumiere.evaluation.wrong_words import CHOICES, summarise, with_wrong_word, wrong_word_losses
 from lumiere.pipeline import LumierePipeline
-from lumiere.video import to_uint8
+from lumiere.super_resolution import SuperResolution
+from lumiere.video import resize_clip, to_uint8
+from tests.test_super_resolution import stage
 from tests.tiny_pipeline import tiny_pipeline
 
 
@@ -205,6 +209,40 @@ def test_pairs_can_be_left_out(pipeline: LumierePipeline, tmp_path: Path) -> Non
     report = evaluate_storybook(pipeline, out=tmp_path, num_seeds=1, num_prompts=2, num_pairs=0, progress=False)
     assert report["one_object"]["colour"]["total"] == 2 and len(report["clips"]) == 2
     assert report["two_objects"] == {}
+
+
+def bicubic(_: SuperResolution, small: Tensor, **__: Any) -> Tensor:
+    """What stands in for super-resolution where its answer has to be known."""
+    return resize_clip(small, (64, 64)).clamp(-1, 1)
+
+
+def test_super_resolution_is_scored_against_bicubic_and_by_the_same_reader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = tiny_pipeline(height=32, width=32, default_steps=1, default_guidance_scale=1.0)
+    with pytest.raises(ValueError, match="no super-resolution"):
+        evaluate_super_resolution(pipeline, out=tmp_path, progress=False)
+    pipeline.register_modules(super_resolution=SuperResolution.of(stage()))
+    asked: dict[str, Any] = {"out": tmp_path / "own", "num_clips": 2, "num_frames": 4, "num_prompts": 2}
+    report = evaluate_super_resolution(pipeline, steps=1, progress=False, **asked)
+    assert report["closeness"]["gain_db"] < 0, "random weights are no nearer to the truth than bicubic"
+    assert stored_frames(next((tmp_path / "own" / "clips").iterdir())).shape == (3, 8, 64, 64)
+    assert stored_frames(next((tmp_path / "own" / "base" / "clips").iterdir())).shape == (3, 8, 32, 32)
+    assert Image.open(tmp_path / "own" / "true_clips.png").size == (4 * 64, 2 * 64)
+    with pytest.raises(ValueError, match="super_resolution_steps differ"):
+        evaluate_super_resolution(pipeline, steps=2, progress=False, **asked)
+
+    monkeypatch.setattr(SuperResolution, "forward", bicubic)
+    asked = {"out": tmp_path / "bicubic", "num_clips": 2, "num_frames": 4, "num_prompts": 8}
+    evaluate_super_resolution(pipeline, progress=False, **asked)
+    for path in (tmp_path / "bicubic" / "base" / "clips").iterdir():
+        np.savez_compressed(path, frames=drawn(load_prompts()[int(path.name[:3])]))
+        (tmp_path / "bicubic" / "clips" / path.name).unlink()
+    report = evaluate_super_resolution(pipeline, progress=False, **asked)
+    assert report["closeness"]["gain_db"] == 0 and 15 < report["closeness"]["psnr_db"] < 60
+    for name in ATTRIBUTES:
+        assert report["small"][name]["share"] == 1
+        assert report["large"][name]["share"] == 1
 
 
 def test_an_interrupted_evaluation_goes_on_where_it_stopped(pipeline: LumierePipeline, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from lumiere import SuperResolutionStage
 from lumiere.config import find_recipe, load_settings
 from lumiere.training.run import train
-from lumiere.training.stages.super_resolution import SuperResolutionSettings, SuperResolutionTraining, psnr
+from lumiere.training.stages.super_resolution import SuperResolutionSettings, SuperResolutionTraining
 
 WEIGHTS = Path("unet") / "diffusion_pytorch_model.safetensors"
 
@@ -63,11 +63,6 @@ def test_crops_and_their_small_versions_belong_together(image_stage: Path) -> No
             if torch.allclose(small[index], whole[index, ..., y : y + 4, x : x + 4], atol=1e-6)
         ]
         assert places, index
-
-
-def test_psnr_is_its_formula() -> None:
-    truth = torch.zeros(1, 3, 2, 4, 4)
-    assert torch.allclose(psnr(truth + 0.2, truth), torch.tensor([20.0]))
 
 
 @pytest.mark.parametrize(

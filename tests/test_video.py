@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lumiere.video import contact_sheet, fold_time, from_uint8, resize_clip, to_uint8, unfold_time
+from lumiere.video import contact_sheet, fold_time, from_uint8, psnr_db, resize_clip, to_uint8, unfold_time
 
 
 def test_every_byte_survives_the_way_to_a_clip_and_back() -> None:
@@ -72,6 +72,14 @@ def test_a_larger_clip_keeps_a_ramp_a_ramp() -> None:
     steps = inner.diff(dim=-1)
     assert inner.shape == (1, 3, 2, 32, 16)
     assert torch.allclose(steps, torch.full_like(steps, 1 / 15), atol=1e-3)
+
+
+def test_psnr_is_its_formula() -> None:
+    truth = torch.zeros(2, 3, 2, 4, 4)
+    assert torch.allclose(
+        psnr_db(truth + torch.tensor([0.2, 0.02]).view(2, 1, 1, 1, 1), truth), torch.tensor([20.0, 40])
+    )
+    assert psnr_db(truth, truth).tolist() == [100, 100]
 
 
 def test_a_contact_sheet_reads_like_a_page() -> None:

@@ -42,10 +42,7 @@ def framed(given: Conditioning, fit: Fit) -> Conditioning:
 
 def frame_size(pipeline: LumierePipeline, call: Mapping[str, Any]) -> tuple[int, int]:
     """(height, width) in pixels of the clips of a call with these options, super-resolution included."""
-    height, width = pipeline.default_size
-    sharpener = pipeline.super_resolution if call.get("super_resolution", True) else None
-    scale = 1 if sharpener is None else sharpener.scale
-    return height * scale, width * scale
+    return pipeline.frame_size(super_resolution=call.get("super_resolution", True))
 
 
 def scaled_to_fit(pipeline: LumierePipeline, image: Tensor, call: Mapping[str, Any]) -> Tensor:

@@ -54,7 +54,12 @@ def make_clips(
     if "sampler" in wishes:
         pipeline.use_scheduler(wishes["sampler"])
     style_files = put_on(pipeline, wishes.get("styles", {}))
-    wishes = {**model_wishes(pipeline), **wishes, "device": str(placement.device), "dtype": placement.dtype_name}
+    wishes = {
+        **model_wishes(pipeline, wishes),
+        **wishes,
+        "device": str(placement.device),
+        "dtype": placement.dtype_name,
+    }
     facts: Wishes = {
         "model_files": file_hashes(folder),
         "style_files": style_files,
@@ -66,7 +71,8 @@ def make_clips(
     if like:
         _compare(like, recipes[0], folder)
     for recipe, path in zip(recipes, paths, strict=True):
-        check_writable(path, clip_shape=(recipe.num_frames, *pipeline.default_size), scale=recipe.scale)
+        size = pipeline.frame_size(super_resolution=recipe.super_resolution)
+        check_writable(path, clip_shape=(recipe.num_frames, *size), scale=recipe.scale)
     _make_and_write(pipeline, recipes, paths)
 
 
@@ -76,15 +82,16 @@ def repeated_wishes(like: ClipRecipe) -> Wishes:
     return like.model_dump(exclude=facts, exclude_none=True)
 
 
-def model_wishes(pipeline: LumierePipeline) -> Wishes:
+def model_wishes(pipeline: LumierePipeline, wishes: Wishes) -> Wishes:
     """What is asked for when nothing is said: the model's own settings, and pictures that are large enough to see."""
+    size = pipeline.frame_size(super_resolution=wishes.get("super_resolution", True))
     return {
         "negative_prompt": "",
         "num_frames": pipeline.config.num_frames,
         "num_inference_steps": pipeline.config.default_steps,
         "guidance_scale": pipeline.config.default_guidance_scale,
         "timestep_shift": pipeline.config.timestep_shift if takes_timesteps(pipeline.scheduler) else 1.0,
-        "scale": -(-CLEAR_WIDTH_PX // max(1, min(pipeline.default_size))),
+        "scale": -(-CLEAR_WIDTH_PX // max(1, min(size))),
     }
 
 
@@ -110,7 +117,8 @@ def _make_and_write(pipeline: LumierePipeline, recipes: Sequence[ClipRecipe], pa
 
 def _frames(pipeline: LumierePipeline, recipe: ClipRecipe, progress: Progress) -> np.ndarray:
     """The 8-bit frames [T, H, W, 3] of a recipe."""
-    task = progress.add_task(escape(f"{recipe.prompt[:40]} (seed {recipe.seed})"), total=recipe.num_inference_steps)
+    total = recipe.num_inference_steps + num_large_steps(pipeline, recipe.super_resolution)
+    task = progress.add_task(escape(f"{recipe.prompt[:40]} (seed {recipe.seed})"), total=total)
 
     def advance(*_: object) -> dict[str, torch.Tensor]:
         progress.advance(task)
@@ -126,9 +134,16 @@ def _frames(pipeline: LumierePipeline, recipe: ClipRecipe, progress: Progress) -
         generator=torch.Generator().manual_seed(recipe.seed),
         output_type="pt",
         return_dict=False,
+        super_resolution=recipe.super_resolution,
         callback_on_step_end=advance,
+        on_super_resolution_step=advance,
     )
     return to_uint8(clips[0].transpose(0, 1) * 2 - 1)
+
+
+def num_large_steps(pipeline: LumierePipeline, super_resolution: bool) -> int:
+    """The steps that super-resolution takes after the base's."""
+    return pipeline.super_resolution.num_steps if super_resolution and pipeline.super_resolution is not None else 0
 
 
 def _report(path: Path, frames: np.ndarray, *, scale: int, seconds: float) -> str:

@@ -22,6 +22,8 @@ class ClipRecipe(Settings):
     num_inference_steps: int
     guidance_scale: float
     timestep_shift: float = 1.0
+    super_resolution: bool = True
+    """Whether what the base made was made larger, where the model can."""
     sampler: str | None = None
     """A name of `--sampler`; None for the scheduler of the model folder."""
     scale: int

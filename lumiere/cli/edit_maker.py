@@ -21,6 +21,7 @@ from lumiere.applications.image_to_video import animate
 from lumiere.applications.inpainting import inpaint, outpaint
 from lumiere.applications.known_frames import extend, interpolate, loop, retime
 from lumiere.applications.video_to_video import edit
+from lumiere.cli.clip_maker import num_large_steps
 from lumiere.cli.clip_recipe import file_hashes
 from lumiere.cli.edits import (
     Animate,
@@ -77,7 +78,7 @@ def run_edit(wishes: GivenOptions) -> None:
     steps = wishes.steps or pipeline.config.default_steps
     with progress_bar("steps") as progress:
         strength = getattr(wishes, "strength", 1)
-        total = num_steps_taken(steps, strength) if strength else 0
+        total = num_steps_taken(steps, strength) + num_large_steps(pipeline, not wishes.base_only) if strength else 0
         task = progress.add_task(escape(f"{wishes.verb}: {_name(wishes)}"), total=total)
 
         def advance(*_: object) -> dict[str, Tensor]:
@@ -89,7 +90,9 @@ def run_edit(wishes: GivenOptions) -> None:
             "num_inference_steps": steps,
             "guidance_scale": wishes.guidance,
             "generator": torch.Generator().manual_seed(wishes.seed),
+            "super_resolution": not wishes.base_only,
             "callback_on_step_end": advance,
+            "on_super_resolution_step": advance,
         }
         clip = make(pipeline, call)
     frames = to_uint8(clip[0])

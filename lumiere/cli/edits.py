@@ -35,6 +35,9 @@ class GivenOptions(StyleOptions):
     guidance: Annotated[float | None, unset("X")] = None
     """How closely to follow the prompt; 1 is no guidance."""
 
+    base_only: bool = False
+    """Leave the clip as the base makes it, without super-resolution."""
+
     model: Annotated[Path | None, unset("FOLDER", "the model inside the package")] = None
     """A model folder."""
 

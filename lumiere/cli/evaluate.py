@@ -15,9 +15,13 @@ from lumiere.cli.words import unset
 class Evaluate:
     """Score a model by a named protocol. The same command again goes on where it was interrupted."""
 
-    protocol: Annotated[Positional[Literal["storybook", "stills", "edits"]], arg(metavar="storybook|stills|edits")]
+    protocol: Annotated[
+        Positional[Literal["storybook", "stills", "super_resolution", "edits"]],
+        arg(metavar="storybook|stills|super_resolution|edits"),
+    ]
     """storybook: do clips of held-out prompts show what their words say, and what does a wrong word cost?
-    stills: the same for single frames. edits: is what is given kept, and is what is to be made what was asked for?"""
+    stills: the same for single frames. super_resolution: how near to the truth are clips that are made large, and do
+    they still show what their words say? edits: is what is given kept, and what is to be made what was asked for?"""
 
     out: Annotated[Path | None, unset("FOLDER", "outputs/evaluation-PROTOCOL")] = None
     """Where the report, the clips and their contact sheets go."""
@@ -26,7 +30,7 @@ class Evaluate:
     """A model folder."""
 
     num_prompts: Annotated[int | None, unset("N", "all 128")] = None
-    """The first N prompts only; of edits, the first N scenes."""
+    """The first N prompts only; of edits, the first N scenes; of super_resolution N instead of 64, 0 for none."""
 
     num_pairs: Annotated[int | None, unset("N", "a quarter as many")] = None
     """The first N prompts of two objects, which are reported apart."""
@@ -35,7 +39,7 @@ class Evaluate:
     """Clips of each prompt; edits are made once."""
 
     steps: Annotated[int | None, unset("N")] = None
-    """Denoising steps."""
+    """Denoising steps; those of super-resolution, where that is what is scored."""
 
     guidance: Annotated[float | None, unset("X")] = None
     """How closely to follow the prompt; 1 is no guidance."""
@@ -63,6 +67,7 @@ class Evaluate:
         from lumiere.evaluation.edit_protocol import evaluate_edits
         from lumiere.evaluation.edits import BARS
         from lumiere.evaluation.protocols import evaluate_stills, evaluate_storybook, evaluate_wrong_words
+        from lumiere.evaluation.super_resolution_protocol import evaluate_super_resolution
 
         pipeline = load_pipeline(self.model, choose_placement(self.device, self.dtype))
         if self.compile:
@@ -78,6 +83,11 @@ class Evaluate:
                 guidance=self.guidance,
                 strength=self.strength,
             )
+            print(f"wrote {out}/report.json")
+            return
+        if self.protocol == "super_resolution":
+            prompts: dict[str, Any] = {} if self.num_prompts is None else {"num_prompts": self.num_prompts}
+            evaluate_super_resolution(pipeline, out=out, steps=self.steps, **prompts)
             print(f"wrote {out}/report.json")
             return
         asked: dict[str, Any] = {

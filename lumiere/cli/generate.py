@@ -57,6 +57,9 @@ class Generate(StyleOptions):
     shift: Annotated[float | None, unset("X")] = None
     """Above 1 more of the steps fall where there is much noise, where motion is decided; 1 spreads them evenly."""
 
+    base_only: bool = False
+    """Leave the clip as the base makes it, small, without super-resolution."""
+
     model: Annotated[Path | None, unset("FOLDER", "the model inside the package")] = None
     """A model folder."""
 
@@ -103,6 +106,7 @@ class Generate(StyleOptions):
             "guidance_scale": self.guidance,
             "timestep_shift": self.shift,
             "sampler": self.sampler,
+            "super_resolution": False if self.base_only else None,
             "scale": self.scale,
             "model": None if self.model is None else str(self.model),
             "device": self.device,

@@ -70,14 +70,13 @@ def evaluate_storybook(
 ) -> dict[str, Any]:
     """Make, read and count clips of the held-out prompts; prints the tables and returns the report.
 
-    ``model`` is a pipeline, or the folder of one; it is run as ``lumiere generate`` runs it. ``out`` gets report.json,
-    the contact sheets and the clips. ``num_prompts`` takes the first of the one-object prompts, None all, and
-    ``num_pairs`` the first of the two-object ones, None a quarter as many. ``steps`` and ``guidance`` None are the
+    ``model`` is a pipeline, or the folder of one; its base is run as ``lumiere generate`` runs it. ``out`` gets
+    report.json, the contact sheets and the clips. ``num_prompts`` takes the first of the one-object prompts, None all,
+    and ``num_pairs`` the first of the two-object ones, None a quarter as many. ``steps`` and ``guidance`` None are the
     model's own. Raises ValueError when ``out`` holds clips of other settings.
     """
     pipeline = load_model(model)
-    one, two = _chosen_prompts(num_prompts, num_pairs)
-    jobs = _jobs(one + two, num_seeds)
+    jobs = storybook_jobs(num_prompts=num_prompts, num_pairs=num_pairs, num_seeds=num_seeds)
     settings = _settings(pipeline, jobs, steps=steps, guidance=guidance, num_frames=pipeline.config.num_frames)
     folder = open_folder(Path(out), settings)
     _make(pipeline, jobs, folder, settings, batch=batch, progress=progress)
@@ -200,6 +199,12 @@ def _chosen_prompts(num_prompts: int | None, num_pairs: int | None = None) -> tu
     return alone[:count], together[:pairs]
 
 
+def storybook_jobs(*, num_prompts: int | None, num_pairs: int | None, num_seeds: int) -> list[Job]:
+    """The clips of the storybook protocol: one-object prompts first."""
+    one, two = _chosen_prompts(num_prompts, num_pairs)
+    return _jobs(one + two, num_seeds)
+
+
 def _jobs(prompts: Sequence[Prompt], num_seeds: int) -> list[Job]:
     """Every prompt with each of its own seeds; no two clips share their noise."""
     if num_seeds < 1:
@@ -226,7 +231,7 @@ def _settings(
 def run_settings(
     pipeline: LumierePipeline, *, steps: int | None, guidance: float | None, num_frames: int
 ) -> dict[str, Any]:
-    """Everything of the model and of its machine that clips depend on."""
+    """Everything of the base and of its machine that the base's clips depend on."""
     return {
         "num_frames": num_frames,
         "size": list(pipeline.default_size),
@@ -237,7 +242,7 @@ def run_settings(
         "timestep_shift": pipeline.config.timestep_shift,
         "scheduler": type(pipeline.scheduler).__name__,
         "scheduler_settings": json.loads(pipeline.scheduler.to_json_string()),
-        "weights": weight_hashes(pipeline),
+        "weights": {part: value for part, value in weight_hashes(pipeline).items() if part != "super_resolution"},
         "device": pipeline.device.type,
         "dtype": str(pipeline.unet.dtype).removeprefix("torch."),
         "versions": installed_versions(),
@@ -306,6 +311,7 @@ def _make(
             num_inference_steps=settings["steps"],
             guidance_scale=settings["guidance"],
             generator=[torch.Generator().manual_seed(job.seed) for job in group],
+            super_resolution=False,
             output_type="pt",
         )
         clips = output.frames.transpose(1, 2) * 2 - 1

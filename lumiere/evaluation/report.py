@@ -76,6 +76,17 @@ def print_wrong_words(found: Mapping[str, WrongWord], console: Console | None = 
     (console or Console()).print(table)
 
 
+def print_closeness(found: Mapping[str, Any], bar_db: float, console: Console | None = None) -> None:
+    """How near to the truth clips came that were made small and large again, beside bicubic enlargement."""
+    verdict = "reached" if found["gain_db"] >= bar_db else "missed"
+    (console or Console()).print(
+        f"{len(found['clips'])} true clips made small and large again: PSNR {found['psnr_db']:.2f} dB, bicubic"
+        f" {found['bicubic_psnr_db']:.2f} dB, {found['gain_db']:.2f} dB more (bar {bar_db:.1f}: {verdict}; least"
+        f" {found['least_gain_db']:.2f}); {found['seconds_a_clip']:.1f} s a clip",
+        highlight=False,
+    )
+
+
 def print_bars(
     title: str,
     found: Mapping[str, Mapping[str, float]],

@@ -27,7 +27,7 @@ from lumiere.pipeline import LumierePipeline
 from lumiere.super_resolution import SuperResolutionStage, augmented, low_res_schedule
 from lumiere.training.loop import LoopSettings
 from lumiere.training.noise import NoiseSettings, draw_noise, embedded_scheduler, even_timesteps
-from lumiere.video import channels_last, contact_sheet, resize_clip
+from lumiere.video import channels_last, contact_sheet, psnr_db, resize_clip
 
 NUM_SHOWN = 4
 
@@ -136,7 +136,7 @@ class SuperResolutionTraining:
             for one in (slice(index, index + 1) for index in range(count))
         ]
         _, bicubic, sharp, truth = self._upscaled()
-        gain = psnr(sharp, truth) - psnr(bicubic, truth)
+        gain = psnr_db(sharp, truth) - psnr_db(bicubic, truth)
         return {"loss": float(torch.cat(losses).mean()), "psnr_over_bicubic_db": float(gain.mean())}
 
     def show(self, folder: Path) -> None:
@@ -232,12 +232,6 @@ class SuperResolutionTraining:
                 )
         if not self.is_image and settings.start_from is None:
             raise ValueError("temporal layers are trained on a trained image network: set start_from (its folder)")
-
-
-def psnr(clips: Tensor, truth: Tensor) -> Tensor:
-    """The peak signal-to-noise ratio in dB [B] of clips [B, ...] in -1..1."""
-    error = (clips.clamp(-1, 1) - truth).square().flatten(1).mean(1)
-    return 10 * torch.log10(4 / error.clamp(min=1e-10))
 
 
 def _new_stage(settings: SuperResolutionSettings, base: LumierePipeline) -> SuperResolutionStage:
