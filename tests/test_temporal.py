@@ -12,6 +12,7 @@ from lumiere.config import load_settings
 from lumiere.model.temporal import (
     AttentionInflation,
     ChannelNorm,
+    Clock,
     ConvolutionInflation,
     TemporalDownsample,
     TemporalSettings,
@@ -181,6 +182,20 @@ def test_what_a_clip_is_told_reaches_that_clip_only(block: type[nn.Module]) -> N
         module(features)
 
 
+def test_a_clock_shows_every_level_the_same_time_and_other_words_another() -> None:
+    clock = shaken(Clock(5, CHANNELS))
+    told = torch.randn(2, 5)
+    fine, coarse = clock(told, 16, 1), clock(told, 4, 4)
+    assert fine.shape == (2, 16, CHANNELS)
+    torch.testing.assert_close(coarse, fine[:, ::4])
+    assert not torch.allclose(fine[0], fine[1], atol=1e-3)
+    # One period later it shows the same again, and not before.
+    long = clock(told, 2 * Clock.PERIOD_FRAMES, 1)
+    torch.testing.assert_close(long[:, Clock.PERIOD_FRAMES :], long[:, : Clock.PERIOD_FRAMES], atol=1e-4, rtol=1e-4)
+    distances = (long[:, 1 : Clock.PERIOD_FRAMES] - long[:, :1]).abs().amax(-1)
+    assert float(distances.detach().min()) > 1e-3
+
+
 @pytest.mark.parametrize("module", [TemporalDownsample, TemporalUpsample, *BLOCKS])
 def test_an_image_without_frames_is_refused(module: type[nn.Module]) -> None:
     with pytest.raises(ValueError, match=r"\[B, C, T, H, W\]"):
@@ -197,5 +212,7 @@ def test_settings_that_make_no_sense_are_refused() -> None:
         TemporalSettings(kernel_frames=4)
     with pytest.raises(ValueError, match=r"'kernel_frame'.*did you mean 'kernel_frames'"):
         load_settings(TemporalSettings, {"kernel_frame": 3})
+    with pytest.raises(ValidationError, match="without hears_time_and_text"):
+        TemporalSettings(hears_clock=True)
     with pytest.raises(ValueError, match="3 heads for 8 channels"):
         AttentionInflation(CHANNELS, TemporalSettings(attention_heads=3))

@@ -265,12 +265,13 @@ def test_new_temporal_layers_can_be_begun_on_the_image_part_of_a_pipeline(tmp_pa
 def test_a_base_can_be_grown_before_it_is_trained_further(tmp_path: Path, image_network: Path) -> None:
     base = train("text_to_video_smoke", ["--out", str(tmp_path / "base"), "--image", str(image_network)])
     growth = ["--add_space_time_layers", "1", "--add_noise_level_shifts", "true", "--widen_kernels", "5"]
+    growth += ["--add_clock", "true"]
     more = ["--start_from", str(base), "--image", "null", "--out", str(tmp_path / "more")]
     grown = train("text_to_video_smoke", [*more, *growth, "--default_guidance_interval", "[0.5, 1.0]"])
     assert LumierePipeline.from_pretrained(grown).config.guidance_interval == [0.5, 1.0]
     before, after = (load_file(run / "unet" / "diffusion_pytorch_model.safetensors") for run in (base, grown))
     new = after.keys() - before.keys()
-    assert new and all(".space_time.0." in name or ".noise_level." in name for name in new)
+    assert new and all(any(part in name for part in (".space_time.0.", ".noise_level.", ".clock.")) for name in new)
     silent = [name for name in new if name.endswith(("out.weight", "change.weight"))]
     assert silent and all(bool(after[name].any()) for name in silent)
     kernel = after["temporal.down.0.temporal.weight"]

@@ -9,6 +9,7 @@ import torch
 
 from lumiere.model.inflate import (
     account,
+    add_clock,
     add_noise_level_shifts,
     add_space_time_layers,
     add_time_halving,
@@ -167,6 +168,30 @@ def test_shifts_of_the_noise_level_start_silent_and_then_reach_clips_and_no_imag
         assert torch.equal(STUNet.from_pretrained(tmp_path)(clip, **inputs).sample, after)
     with pytest.raises(ValueError, match="already"):
         add_noise_level_shifts(stunet)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_clock_starts_silent_and_then_tells_frames_apart(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    stunet = network(family).to(dtype)
+    clip = torch.randn(2, stunet.config.in_channels, 8, 16, 16).to(dtype)
+    inputs = {k: v.to(dtype) if k == "encoder_hidden_states" else v for k, v in conditions(stunet, 2).items()}
+    with torch.no_grad():
+        before, image = (stunet(part, **inputs).sample for part in (clip, clip[:, :, :1]))
+        assert add_clock(stunet) is stunet and stunet.settings.hears_clock
+        assert torch.equal(stunet(clip, **inputs).sample, before)
+        for name, weight in stunet.temporal.named_parameters():
+            if name.endswith("clock.change.weight"):
+                torch.nn.init.normal_(weight)
+        after = stunet(clip, **inputs).sample
+        assert not torch.allclose(after, before, atol=1e-2)
+        assert torch.equal(stunet(clip[:, :, :1], **inputs).sample, image)
+        stunet.save_pretrained(tmp_path)
+        assert torch.equal(STUNet.from_pretrained(tmp_path, dtype=dtype)(clip, **inputs).sample, after)
+    with pytest.raises(ValueError, match="already"):
+        add_clock(stunet)
+    with pytest.raises(ValueError, match="hear nothing"):
+        add_clock(STUNet.from_image_unet(FAMILIES[family](2)))
 
 
 def test_a_shifted_noise_level_is_that_of_another_timestep() -> None:

@@ -111,8 +111,9 @@ def true_clips(style: str, count: int) -> tuple[list[Scene], Tensor]:
 
 
 def made_clip(pipeline: LumierePipeline, prompt: Prompt, seed: int) -> Tensor:
-    """The clip [3, T, H, W] of a prompt, in -1..1."""
-    output: Any = pipeline(prompt.text, generator=torch.Generator().manual_seed(seed), output_type="pt")
+    """The base's clip [3, T, H, W] of a prompt, in -1..1."""
+    generator = torch.Generator().manual_seed(seed)
+    output: Any = pipeline(prompt.text, generator=generator, super_resolution=False, output_type="pt")
     return output.frames[0].transpose(0, 1) * 2 - 1
 
 

@@ -14,7 +14,9 @@ from lumiere.model import image_unet, motion
 from lumiere.model.stunet import STUNet, given_channels, given_stem, noise_level_shifts, time_resizers
 from lumiere.model.temporal import (
     AttentionInflation,
+    Clock,
     ConvolutionInflation,
+    Hearing,
     TemporalSettings,
     sight_of_given,
     silent_attention,
@@ -165,6 +167,23 @@ def add_noise_level_shifts(stunet: STUNet) -> STUNet:
     settings = _grown(stunet, shifts_noise_level=True)
     stunet.temporal.noise_level.extend(noise_level_shifts(stunet, settings))
     stunet.temporal.noise_level.to(stunet.conv_in.weight)
+    return stunet
+
+
+def add_clock(stunet: STUNet) -> STUNet:
+    """Let every block that mixes frames hear when each frame is; changed in place, returned.
+
+    At first nothing changes, bit for bit. Raises ValueError when they hear it already, or hear nothing at all.
+    """
+    if stunet.settings.hears_clock:
+        raise ValueError("the blocks hear the clock already")
+    if not stunet.settings.hears_time_and_text:
+        raise ValueError("these blocks hear nothing (hears_time_and_text), so they cannot be given a clock")
+    _grown(stunet, hears_clock=True)
+    for hearing in stunet.temporal.modules():
+        if isinstance(hearing, Hearing):
+            clock = Clock(hearing.project.in_features, hearing.project.out_features)
+            hearing.clock = clock.to(stunet.conv_in.weight)
     return stunet
 
 

@@ -403,7 +403,7 @@ class _Clip:
 
     def __init__(self, num_frames: int, heard: Heard, told: Tensor | None) -> None:
         self.is_image = num_frames == 1
-        self.num_frames, self.told = num_frames, told
+        self.num_frames, self.told, self._whole = num_frames, told, num_frames
         # <C, M> [B, C, T, H, W], for blocks that see it.
         self.given: Tensor | None = None
         self._own, self._expanded = heard, {1: heard}
@@ -428,7 +428,8 @@ class _Clip:
         given = self.given
         if given is not None:
             given = given_at(given, self.num_frames, (frames.shape[-2], frames.shape[-1]))
-        return fold_time(run(block, unfold_time(frames, self.num_frames), self.told, given))
+        frame_step = self._whole // self.num_frames
+        return fold_time(run(block, unfold_time(frames, self.num_frames), self.told, given, frame_step))
 
     def resize(self, resizer: nn.Module, frames: Tensor) -> Tensor:
         """Frames [B*T, C, H, W] through a temporal resizer."""

@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from lumiere.config import Settings
@@ -51,6 +51,9 @@ class TemporalSettings(Settings):
     resize_init: Literal["identity", "standard"] = "identity"
     # Whether the blocks hear the noise level and the mean text state.
     hears_time_and_text: bool = False
+    # Whether they also hear, at each frame, when it is, in a form that depends on the noise level and the text: what
+    # repeats does so in step with a clock that every level has, not with what attention makes of it at the coarsest.
+    hears_clock: bool = False
     # Whether the frozen image layers behind the first mixing of frames are told another noise level than the clip's,
     # which is learned: frames that were brought together hide less, and layers told otherwise trust them too little.
     shifts_noise_level: bool = False
@@ -64,6 +67,12 @@ class TemporalSettings(Settings):
     def frames_seen_by_blocks(self) -> int:
         """Frames that the temporal convolution of a block sees at once."""
         return self.block_kernel_frames or self.kernel_frames
+
+    @model_validator(mode="after")
+    def _clock_needs_words(self) -> TemporalSettings:
+        if self.hears_clock and not self.hears_time_and_text:
+            raise ValueError("hears_clock is set without hears_time_and_text, on which what is heard depends")
+        return self
 
     @field_validator("kernel_frames", "block_kernel_frames", "kernel_px")
     @classmethod
@@ -172,17 +181,43 @@ class ChannelNorm(nn.Module):
 
 
 class Hearing(nn.Module):
-    """Scale and shift normalised features [B, ..., C] by what their clip was told [B, D]."""
+    """Scale and shift normalised features [B, T, H, W, C] by what their clip was told [B, D], and by the clock."""
+
+    def __init__(self, told_width: int, channels: int, *, has_clock: bool = False) -> None:
+        super().__init__()
+        self.project = nn.Linear(told_width, 2 * channels)
+        self.clock = Clock(told_width, 2 * channels) if has_clock else None
+
+    def forward(self, normed: Tensor, told: Tensor, frame_step: int = 1) -> Tensor:
+        """Features [B, T, H, W, C] and told [B, D] -> features; a frame stands for ``frame_step`` of the clip's."""
+        heard = self.project(told)[:, None]
+        if self.clock is not None:
+            heard = heard + self.clock(told, normed.shape[1], frame_step)
+        scale, shift = heard.to(normed.dtype)[:, :, None, None].chunk(2, dim=-1)
+        return torch.addcmul(shift, normed, 1 + scale)
+
+
+class Clock(nn.Module):
+    """Something [B, T, C] about when each frame is, as what the clip was told [B, D] makes of it.
+
+    A series of sines and cosines of the frame's time whose coefficients depend on what was told, so that a word can
+    have a period. Its slowest wave is ``PERIOD_FRAMES`` of the clip's frames long. Starts silent.
+    """
+
+    PERIOD_FRAMES, HARMONICS, HIDDEN = 160, 32, 64
 
     def __init__(self, told_width: int, channels: int) -> None:
         super().__init__()
-        self.project = nn.Linear(told_width, 2 * channels)
+        self.listen = nn.Linear(told_width, self.HIDDEN)
+        self.read = nn.Linear(2 * self.HARMONICS, self.HIDDEN)
+        self.change = _zero_linear(self.HIDDEN, channels)
 
-    def forward(self, normed: Tensor, told: Tensor) -> Tensor:
-        """Features [B, ..., C] and told [B, D] -> features."""
-        scale, shift = self.project(told).to(normed.dtype).chunk(2, dim=-1)
-        shape = (len(told),) + (1,) * (normed.ndim - 2) + (-1,)
-        return torch.addcmul(shift.view(shape), normed, 1 + scale.view(shape))
+    def forward(self, told: Tensor, frames: int, frame_step: int) -> Tensor:
+        """Told [B, D] and so many frames, each of which stands for ``frame_step`` of the clip's -> [B, T, C]."""
+        turns = torch.arange(frames, device=told.device) * (frame_step / self.PERIOD_FRAMES)
+        angles = 2 * math.pi * turns[:, None] * torch.arange(1, self.HARMONICS + 1, device=told.device)
+        faces = torch.cat((angles.sin(), angles.cos()), dim=-1).to(told.dtype)
+        return self.change(F.silu(self.listen(told))[:, None] * self.read(faces))
 
 
 class NoiseLevelShift(nn.Module):
@@ -224,19 +259,21 @@ class ConvolutionInflation(nn.Module):
         self.sight = sight_of_given(given_channels, width) if given_channels else None
         self.spatial = nn.Conv2d(channels, width, settings.kernel_px, padding=settings.kernel_px // 2)
         self.spatial_norm = ChannelNorm(width, kind=settings.norm)
-        self.hearing = Hearing(told_width, width) if told_width else None
+        self.hearing = Hearing(told_width, width, has_clock=settings.hears_clock) if told_width else None
         self.temporal = TemporalConv(width, kernel_frames=settings.frames_seen_by_blocks)
         self.temporal_norm = ChannelNorm(width, kind=settings.norm)
         self.project = _zero_linear(width, channels)
 
-    def forward(self, clip: Tensor, told: Tensor | None = None, given: Tensor | None = None) -> Tensor:
-        """[B, C, T, H, W] -> the same shape."""
+    def forward(
+        self, clip: Tensor, told: Tensor | None = None, given: Tensor | None = None, frame_step: int = 1
+    ) -> Tensor:
+        """[B, C, T, H, W] -> the same shape; each frame stands for ``frame_step`` of the whole clip's."""
         _check_rank(clip)
         frames = self.spatial(fold_time(clip))
         if self.sight is not None and given is not None:
             frames = frames + self.sight(fold_time(given))
         hidden = unfold_time(frames, clip.shape[2]).permute(0, 2, 3, 4, 1)
-        hidden = _hear(self.hearing, self.spatial_norm(hidden), told)
+        hidden = _hear(self.hearing, self.spatial_norm(hidden), told, frame_step)
         hidden = self.temporal(F.silu(hidden).permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1)
         change = self.project(F.silu(self.temporal_norm(hidden)))
         return clip + change.permute(0, 4, 1, 2, 3)
@@ -263,17 +300,19 @@ class AttentionInflation(nn.Module):
         self.sight = sight_of_given(given_channels, channels) if given_channels else None
         self.has_positions = settings.positions == "sinusoidal"
         self.norm = ChannelNorm(channels)
-        self.hearing = Hearing(told_width, channels) if told_width else None
+        self.hearing = Hearing(told_width, channels, has_clock=settings.hears_clock) if told_width else None
         self.layers = nn.ModuleList(_AttentionLayer(channels, settings) for _ in range(settings.attention_layers))
         self.space_time = nn.ModuleList(silent_attention(channels, settings) for _ in range(settings.space_time_layers))
         self.project = _zero_linear(channels, channels)
 
-    def forward(self, clip: Tensor, told: Tensor | None = None, given: Tensor | None = None) -> Tensor:
-        """[B, C, T, H, W] -> the same shape."""
+    def forward(
+        self, clip: Tensor, told: Tensor | None = None, given: Tensor | None = None, frame_step: int = 1
+    ) -> Tensor:
+        """[B, C, T, H, W] -> the same shape; each frame stands for ``frame_step`` of the whole clip's."""
         _check_rank(clip)
         batch, channels, frames, height, width = clip.shape
         last = clip.permute(0, 2, 3, 4, 1)
-        hidden = _hear(self.hearing, self.norm(last), told)
+        hidden = _hear(self.hearing, self.norm(last), told, frame_step)
         if self.sight is not None and given is not None:
             seen = unfold_time(self.sight(fold_time(given)), frames)
             hidden = hidden + seen.permute(0, 2, 3, 4, 1)
@@ -378,12 +417,12 @@ def given_at(given: Tensor, num_frames: int, size: tuple[int, int]) -> Tensor:
     return unfold_time(smaller, num_frames)
 
 
-def _hear(hearing: Hearing | None, normed: Tensor, told: Tensor | None) -> Tensor:
+def _hear(hearing: Hearing | None, normed: Tensor, told: Tensor | None, frame_step: int) -> Tensor:
     if hearing is None:
         return normed
     if told is None:
         raise ValueError("this temporal block hears the noise level and the text: call it with told [B, told_width]")
-    return hearing(normed, told)
+    return hearing(normed, told, frame_step)
 
 
 def _zero_linear(inputs: int, outputs: int) -> nn.Linear:

@@ -155,8 +155,9 @@ class ClipStage:
         return drawn.put_into(batch.clips), drawn.encoded(self.codec)
 
     def _sampled(self, caption: str, seed: int) -> Tensor:
-        """The clip [1, T, 3, H, W] of a caption, in -1..1."""
-        output: Any = self.pipeline(caption, generator=torch.Generator().manual_seed(seed), output_type="pt")
+        """The base's clip [1, T, 3, H, W] of a caption, in -1..1."""
+        generator = torch.Generator().manual_seed(seed)
+        output: Any = self.pipeline(caption, generator=generator, super_resolution=False, output_type="pt")
         return output.frames * 2 - 1
 
     def export(self, folder: Path) -> None:

@@ -13,7 +13,7 @@ from lumiere.conditioning.text import freeze
 from lumiere.config import Settings
 from lumiere.data.batches import Batch, StorybookBatches, StorybookSettings
 from lumiere.device import choose_placement
-from lumiere.model.inflate import show_given_to_blocks, widen_input
+from lumiere.model.inflate import add_clock, show_given_to_blocks, widen_input
 from lumiere.pipeline import LumierePipeline
 from lumiere.training.loop import LoopSettings
 from lumiere.training.noise import NoiseSettings
@@ -30,6 +30,8 @@ class ConditionalSettings(Settings):
     """Pipeline folder of the text-to-video base; null is the one inside the package."""
     show_given_to_blocks: bool = False
     """Let every block that mixes frames see what is given, at its level's size, beside the first convolution."""
+    add_clock: bool = False
+    """Let every block that mixes frames hear when each frame is."""
     loop: LoopSettings
     data: StorybookSettings = StorybookSettings()
     given: MaskMix = MaskMix()
@@ -50,6 +52,8 @@ class Conditional(ClipStage):
             widen_input(pipeline.unet, num_channels(pipeline.codec))
         if settings.show_given_to_blocks and not pipeline.unet.settings.blocks_see_given:
             show_given_to_blocks(pipeline.unet)
+        if settings.add_clock and not pipeline.unet.settings.hears_clock:
+            add_clock(pipeline.unet)
         pipeline.unet.freeze_image()
         pipeline.unet.to(memory_format=torch.channels_last)
         freeze(pipeline.text_encoder)

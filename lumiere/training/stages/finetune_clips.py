@@ -55,6 +55,8 @@ class FinetuneClips(ClipStage):
         settings.given.kinds()
         torch.manual_seed(loop.seed)
         pipeline = LumierePipeline.from_pretrained(model)
+        # It hears the text encoder, which changes, and knows no other pictures than those it was trained on.
+        pipeline.register_modules(super_resolution=None)
         _check_fit(pipeline, settings.clips)
         generator = torch.Generator().manual_seed(loop.seed)
         tokenizer, self.new_words = add_words(

@@ -86,6 +86,11 @@ class SuperResolutionTraining:
         self.stage.set_progress_bar_config(disable=True)
         self.unet, self.codec = self.stage.unet, self.stage.codec
         (self.unet.freeze_temporal if self.is_image else self.unet.freeze_image)()
+        for name, weight in self.unet.named_parameters():
+            # Added to the time embedding's bias, so one of the two is enough; and the C++ that torch 2.13 compiles
+            # for two sums that are the same (their gradients) is not valid.
+            if name == "class_embedding.linear_2.bias":
+                weight.requires_grad_(False)
         self._check_sizes()
         self.device = choose_placement(loop.device).device
         self.stage.to(self.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,13 @@ from lumiere.config import Settings
 from lumiere.data.batches import StorybookBatches, StorybookSettings
 from lumiere.device import choose_placement
 from lumiere.diffusion.schedulers import named_scheduler
-from lumiere.model.inflate import add_noise_level_shifts, add_space_time_layers, add_time_halving, widen_kernels
+from lumiere.model.inflate import (
+    add_clock,
+    add_noise_level_shifts,
+    add_space_time_layers,
+    add_time_halving,
+    widen_kernels,
+)
 from lumiere.model.stunet import STUNet
 from lumiere.model.temporal import TemporalSettings
 from lumiere.pipeline import LumierePipeline, check_guidance_interval
@@ -38,6 +45,8 @@ class TextToVideoSettings(Settings):
     """Layers that the attention blocks of the networks of ``start_from`` are given before training goes on."""
     add_noise_level_shifts: bool = False
     """Whether the frozen image layers of the networks of ``start_from`` learn to be told another noise level."""
+    add_clock: bool = False
+    """Whether the blocks of the networks of ``start_from`` that mix frames are to hear when each frame is."""
     add_time_halving: bool = False
     """Whether the networks of ``start_from``, trained on every N-th frame, are to halve time from now on."""
     widen_kernels: int | None = Field(default=None, ge=1)
@@ -67,13 +76,14 @@ class TextToVideoSettings(Settings):
         return value
 
 
-GROWTH = {
-    "add_space_time_layers": "space_time_layers",
-    "add_noise_level_shifts": "shifts_noise_level",
-    "add_time_halving": "halve_time",
-    "widen_kernels": "block_kernel_frames",
+GROWTH: dict[str, tuple[str, Callable[[STUNet, int], object]]] = {
+    "add_space_time_layers": ("space_time_layers", add_space_time_layers),
+    "add_noise_level_shifts": ("shifts_noise_level", lambda stunet, _: add_noise_level_shifts(stunet)),
+    "add_clock": ("hears_clock", lambda stunet, _: add_clock(stunet)),
+    "add_time_halving": ("halve_time", lambda stunet, _: add_time_halving(stunet)),
+    "widen_kernels": ("block_kernel_frames", widen_kernels),
 }
-"""What trained networks can be given more of, and the setting that new ones get it by."""
+"""What trained networks can be given more of: the setting that new ones get it by, and what gives so much of it."""
 
 
 class TextToVideo(ClipStage):
@@ -86,20 +96,14 @@ class TextToVideo(ClipStage):
         if settings.image is not None and grows:
             raise ValueError(
                 f"{' and '.join(grows)} is for start_from; new networks get"
-                f" {' and '.join(f'temporal.{GROWTH[name]}' for name in grows)}"
+                f" {' and '.join(f'temporal.{GROWTH[name][0]}' for name in grows)}"
             )
         torch.manual_seed(settings.loop.seed)
         if settings.start_from is not None:
             pipeline = LumierePipeline.from_pretrained(settings.start_from)
             pipeline.use_scheduler(settings.default_sampler).register_to_config(**_defaults(settings))
-            if settings.add_space_time_layers:
-                add_space_time_layers(pipeline.unet, settings.add_space_time_layers)
-            if settings.add_noise_level_shifts:
-                add_noise_level_shifts(pipeline.unet)
-            if settings.add_time_halving:
-                add_time_halving(pipeline.unet)
-            if settings.widen_kernels:
-                widen_kernels(pipeline.unet, settings.widen_kernels)
+            for name in grows:
+                GROWTH[name][1](pipeline.unet, getattr(settings, name))
             pipeline.unet.freeze_image()
             freeze(pipeline.text_encoder)
         else:
