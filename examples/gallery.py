@@ -38,7 +38,8 @@ CLIPS = {
 }
 SHOWN = ("slide", "rise", "grow")
 """Those that the README shows moving; the others are in the sheet."""
-SCALE = 4
+CLIP_PX = 128
+"""Width of the README's clips and of the sheet's frames; smaller ones are enlarged."""
 SHOWN_PX = 320
 """Width of a clip of the gallery on the page; its file has the network's own pixels."""
 NOT_GIVEN = -0.4
@@ -200,10 +201,11 @@ def write_readme_clips(pipeline: LumierePipeline) -> None:
             clip = output.frames[0].transpose(0, 1) * 2 - 1
             if name in SHOWN:
                 recipe = {"prompt": prompt, "seed": seed}
-                write_clip(to_uint8(clip), DOCS / "gallery" / f"{name}.gif", recipe=recipe, scale=SCALE, smooth=True)
+                scale = max(1, CLIP_PX // clip.shape[-1])
+                write_clip(to_uint8(clip), DOCS / "gallery" / f"{name}.gif", recipe=recipe, scale=scale, smooth=True)
                 (DOCS / "gallery" / f"{name}.json").unlink()
             rows.append(clip[:, ::5])
-    sheet = contact_sheet(torch.cat(rows, dim=1), columns=rows[0].shape[1], scale=2)
+    sheet = contact_sheet(torch.cat(rows, dim=1), columns=rows[0].shape[1], scale=max(1, CLIP_PX // rows[0].shape[-1]))
     Image.fromarray(sheet).save(DOCS / "gallery.png")
 
 

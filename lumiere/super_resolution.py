@@ -48,7 +48,8 @@ class SuperResolutionStage(DiffusionPipeline):
 
     ``scale`` is how many times wider the clip gets. ``window_frames`` and ``window_px`` (of the large clip; None: do
     not cut) with their overlaps are how much goes through the network at once. ``noise_level`` is the timestep of
-    ``low_res_scheduler`` to which the small clip is noised. Without a text encoder of its own a stage is given states.
+    ``low_res_scheduler`` to which the small clip is noised. With ``predicts_change`` the network says how the clean
+    large clip differs from the small one's enlargement. Without a text encoder of its own a stage is given states.
     """
 
     # What model_index.json names, and diffusers looks up on loading: saved folders outlive a move of this file.
@@ -82,6 +83,7 @@ class SuperResolutionStage(DiffusionPipeline):
         default_steps: int = 8,
         default_guidance_scale: float = 1.0,
         timestep_shift: float = 1.0,
+        predicts_change: bool = False,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -105,7 +107,13 @@ class SuperResolutionStage(DiffusionPipeline):
             default_steps=default_steps,
             default_guidance_scale=default_guidance_scale,
             timestep_shift=timestep_shift,
+            predicts_change=predicts_change,
         )
+        if predicts_change and scheduler.config.prediction_type != "sample":
+            raise ValueError(
+                f"predicts_change is for networks that predict the clean clip (prediction_type sample), not"
+                f" {scheduler.config.prediction_type}"
+            )
         self.codec: Codec = PixelBlocks(pixel_block_size) if vae is None else Latents(vae)
         # How the windows of one step become one prediction; experiments put others in its place.
         self.merge: Callable[[WindowDenoiser, Sequence[Window]], Denoiser] = Windowed
@@ -274,7 +282,10 @@ class SuperResolutionStage(DiffusionPipeline):
             low = self.codec.encode(low)
         device = self._execution_device
         levels = torch.full((len(clip),), level, device=device)
-        return Beside(low.to(device, self.unet.dtype), levels)
+        start = None
+        if self.config.predicts_change:
+            start = (signal_left(self.low_res_scheduler, levels.cpu()) * low).to(device)
+        return Beside(low.to(device, self.unet.dtype), levels, start)
 
     def _windows(self, shape: tuple[int, ...]) -> list[Window]:
         """The windows in which clips of a shape in the network's space go through it."""
@@ -406,6 +417,14 @@ def augmented(
     for step in steps if noise_first else reversed(steps):
         clip = step(clip)
     return clip
+
+
+def signal_left(scheduler: Any, levels: Tensor) -> Tensor:
+    """How much of the small clips is left at ``levels`` [B] of ``scheduler``: [B, 1, 1, 1, 1], 1 to 0.
+
+    So much of its enlargement is the best guess of the large clip where nothing else is known (for unit variances).
+    """
+    return scheduler.alphas_cumprod[levels].sqrt().view(-1, 1, 1, 1, 1)
 
 
 def low_res_schedule() -> DDPMScheduler:

@@ -7,7 +7,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import resca
 from torch import Tensor, nn
 
 from lumiere.conditioning.text import TextStates
-from lumiere.diffusion.denoiser import Clipped, Conditioned, Guided, Kept
+from lumiere.diffusion.denoiser import Beside, Clipped, Conditioned, Guided, Kept
 from lumiere.diffusion.objective import Objective
 from lumiere.diffusion.sample import sample
 from lumiere.diffusion.schedulers import SAMPLERS, named_scheduler
@@ -84,6 +84,20 @@ def test_both_passes_at_once_are_the_passes_one_after_the_other() -> None:
         assert torch.allclose(in_turn, together, atol=1e-5)
         assert [size for size, _ in one_by_one.seen] == [2, 2]
         assert [size for size, _ in at_once.seen] == [4]
+
+
+@pytest.mark.parametrize("is_batched", [False, True])
+def test_a_start_is_added_once_whatever_the_guidance(is_batched: bool) -> None:
+    start = torch.randn(NOISY.shape, generator=torch.Generator().manual_seed(4))
+    made = [
+        Guided(Toy(), text(0), negative=text(1), scale=4.0, is_batched=is_batched, beside=beside)(NOISY, TIME)
+        for beside in (None, Beside(start=start))
+    ]
+    assert torch.allclose(made[1], made[0] + start, atol=1e-5)
+    where = (slice(None), slice(1, 3), slice(None))
+    part, whole = (Conditioned(Toy(), text(0), beside) for beside in (None, Beside(start=start)))
+    window = NOISY[(..., *where)]
+    assert torch.allclose(whole(window, TIME, where), part(window, TIME) + start[(..., *where)], atol=1e-5)
 
 
 def test_scale_one_is_one_pass_without_guidance() -> None:

@@ -47,7 +47,7 @@ def states(batch: int = 1, width: int = 12) -> tuple[TextStates, TextStates]:
     return TextStates(noise(1, 5, width, seed=1).expand(batch, -1, -1)), TextStates(torch.zeros(batch, 5, width))
 
 
-def stage(*, width: int = 12, **settings: Any) -> SuperResolutionStage:
+def stage(*, width: int = 12, prediction: str = "v_prediction", **settings: Any) -> SuperResolutionStage:
     """A stage of the embedded kind: 2x2 pixel blocks, time halved once, every layer has something to say.
 
     ``width`` is that of the text states that it hears.
@@ -60,7 +60,7 @@ def stage(*, width: int = 12, **settings: Any) -> SuperResolutionStage:
             torch.nn.init.normal_(weight, std=0.05)
     scheduler = DDIMScheduler(
         beta_schedule="squaredcos_cap_v2",
-        prediction_type="v_prediction",
+        prediction_type=prediction,
         rescale_betas_zero_snr=True,
         timestep_spacing="trailing",
     )
@@ -113,6 +113,19 @@ def test_the_small_clip_is_noised_to_its_level_and_the_network_is_told() -> None
     assert torch.allclose(made[0], low[0], atol=0.05) and torch.allclose(made[1], drawn[1], atol=0.05)
     clean, told = (stage()(clips(), states=states(), generator=seeds(1), noise_level=at) for at in (0, 300))
     assert not torch.allclose(clean, told, atol=1e-3)
+
+
+def test_a_network_that_says_how_the_clip_changes_and_says_nothing_leaves_the_enlargement() -> None:
+    upscale = stage(prediction="sample", predicts_change=True)
+    for weight in upscale.unet.conv_out.parameters():
+        torch.nn.init.zeros_(weight)
+    low = resize_clip(clips(size=4), (8, 8)) * 0.5
+    made = upscale(low, states=states(), generator=seeds(1), noise_level=0, guidance_scale=3.0)
+    assert torch.allclose(made, resize_clip(low, (16, 16)), atol=0.05)
+    nothing = upscale(low, states=states(), generator=seeds(1), noise_level=999)
+    assert float(nothing.abs().max()) < 0.05, "of a small clip that is all noise nothing is left to start from"
+    with pytest.raises(ValueError, match="prediction_type sample"):
+        stage(predicts_change=True)
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,23 @@ def test_a_resumed_run_is_the_unbroken_one(image_stage: Path, tmp_path: Path) ->
         assert torch.equal(weight, load_file(resumed / WEIGHTS)[name]), name
 
 
+def test_a_new_network_begins_with_the_enlargement_as_it_is() -> None:
+    settings = load_settings(SuperResolutionSettings, find_recipe("super_resolution_image_smoke"))
+    assert abs(SuperResolutionTraining(settings).validate()["psnr_over_bicubic_db"]) < 0.3
+    other = settings.model_copy(update={"predicts_change": False})
+    assert SuperResolutionTraining(other).validate()["psnr_over_bicubic_db"] < -3
+
+
+def test_the_small_clip_is_left_out_as_often_as_asked() -> None:
+    settings = load_settings(SuperResolutionSettings, find_recipe("super_resolution_image_smoke"))
+    training = SuperResolutionTraining(settings.model_copy(update={"no_clip_share": 0.5}))
+    heard: list[int] = []
+    training._denoising = lambda network, clean, beside, levels, *_: heard.extend(levels.tolist())  # type: ignore[assignment,return-value]
+    for step in range(8):
+        training.losses(step, 8)
+    assert 16 <= heard.count(999) <= 48 and max(level for level in heard if level < 999) <= settings.max_noise_level
+
+
 def test_crops_and_their_small_versions_belong_together(image_stage: Path) -> None:
     """A crop made small is that part of the whole picture made small, so training sees what sampling will."""
     settings = load_settings(SuperResolutionSettings, find_recipe("super_resolution_image_smoke"))

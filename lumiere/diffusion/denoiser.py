@@ -19,10 +19,12 @@ WHOLE: Window = (slice(None), slice(None), slice(None))
 @dataclass(frozen=True)
 class Beside:
     """What a network is told beside the noisy clips: clips [B, c, T, H, W] that are joined to them as more channels,
-    and class labels [B] or [B, D] (a super-resolution network's level of noise on its low-resolution clip)."""
+    and class labels [B] or [B, D] (a super-resolution network's level of noise on its low-resolution clip). To
+    ``start`` [B, C, T, H, W], if there is one, the network's answer is added: it says how the clip differs."""
 
     clips: Tensor | None = None
     labels: Tensor | None = None
+    start: Tensor | None = None
 
 
 class Denoiser(Protocol):
@@ -51,7 +53,8 @@ class Conditioned:
             seen = torch.cat([seen, self.beside.clips[(..., *where)].to(seen)], dim=1)
         told = {} if self.beside.labels is None else {"class_labels": self.beside.labels}
         answer = self.network(seen, timestep, states, encoder_attention_mask=mask, return_dict=False, **told)[0]
-        return answer[:, : noisy.shape[1]].float()
+        answer = answer[:, : noisy.shape[1]].float()
+        return answer if self.beside.start is None else answer + self.beside.start[(..., *where)].float()
 
 
 class Guided:
@@ -150,7 +153,8 @@ def _twice(beside: Beside | None) -> Beside | None:
     """The same for two passes in one batch."""
     if beside is None:
         return None
-    return Beside(*(None if part is None else torch.cat([part, part]) for part in (beside.clips, beside.labels)))
+    parts = (beside.clips, beside.labels, beside.start)
+    return Beside(*(None if part is None else torch.cat([part, part]) for part in parts))
 
 
 def _joined(first: TextStates, second: TextStates) -> TextStates:

@@ -18,14 +18,14 @@ class NoiseSettings(Settings):
     std: float = Field(default=1.0, gt=0)
 
 
-def embedded_scheduler() -> DDIMScheduler:
+def embedded_scheduler(prediction_type: str = "v_prediction") -> DDIMScheduler:
     """The schedule of our own networks: cosine, v-prediction, zero terminal SNR, trailing timesteps.
 
     Source: Lin et al., arXiv 2305.08891.
     """
     return DDIMScheduler(
         beta_schedule="squaredcos_cap_v2",
-        prediction_type="v_prediction",
+        prediction_type=prediction_type,
         rescale_betas_zero_snr=True,
         timestep_spacing="trailing",
         clip_sample=True,

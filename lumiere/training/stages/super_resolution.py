@@ -24,7 +24,7 @@ from lumiere.diffusion.schedulers import named_scheduler
 from lumiere.model.stunet import STUNet
 from lumiere.model.temporal import TemporalSettings
 from lumiere.pipeline import LumierePipeline
-from lumiere.super_resolution import SuperResolutionStage, augmented, low_res_schedule
+from lumiere.super_resolution import SuperResolutionStage, augmented, low_res_schedule, signal_left
 from lumiere.training.loop import LoopSettings
 from lumiere.training.noise import NoiseSettings, draw_noise, embedded_scheduler, even_timesteps
 from lumiere.video import channels_last, contact_sheet, psnr_db, resize_clip
@@ -62,6 +62,10 @@ class SuperResolutionSettings(Settings):
     noise: NoiseSettings = NoiseSettings(mean=0.0, std=1.2)
     max_noise_level: int = Field(default=300, ge=0, lt=1000)
     """The small clip is noised to levels drawn evenly from 0 to this."""
+    no_clip_share: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the clips of which the small one is nothing but noise."""
+    predicts_change: bool = True
+    """Whether a new network says how the large clip differs from the small one's enlargement, or what noise hides."""
     caption_dropout: float = Field(default=0.1, ge=0, lt=1)
     num_validation_clips: int = Field(default=16, ge=1)
     window_frames: int = Field(default=16, ge=1)
@@ -69,7 +73,7 @@ class SuperResolutionSettings(Settings):
     """What the exported stage does when it is not told otherwise."""
     default_noise_level: int = Field(default=100, ge=0, lt=1000)
     default_steps: int = Field(default=6, ge=1)
-    default_sampler: str = "euler"
+    default_sampler: str = "ddim"
 
 
 class SuperResolutionTraining:
@@ -114,6 +118,8 @@ class SuperResolutionTraining:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step * 2 + 2_000_000_011)
         clips = self._cropped(batch.clips, generator)
         levels = torch.randint(settings.max_noise_level + 1, (count,), generator=generator)
+        is_nothing = torch.rand(count, generator=generator) < settings.no_clip_share
+        levels[is_nothing] = self.stage.low_res_scheduler.config.num_train_timesteps - 1
         beside = self._beside(clips, levels, generator)
         clean = self.codec.encode(clips)
         noise, timesteps, luck = draw_noise(
@@ -186,16 +192,20 @@ class SuperResolutionTraining:
         captions: list[str],
     ) -> Tensor:
         text, dtype, device = self.text.encode(captions), self.unet.dtype, self.device
+        start = (
+            signal_left(self.stage.low_res_scheduler, levels) * beside if self.stage.config.predicts_change else None
+        )
 
         def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
             seen = channels_last(torch.cat([noisy, beside.to(noisy)], dim=1).to(dtype))
-            return network(
+            answer = network(
                 seen,
                 timestep,
                 text.states.to(dtype),
                 class_labels=levels.to(device),
                 encoder_attention_mask=text.mask,
             ).sample
+            return answer if start is None else answer.float() + start.to(device)
 
         return self.objective.loss(predict, clean.to(device), noise=noise.to(device), timestep=timesteps.to(device))
 
@@ -257,10 +267,17 @@ def _new_stage(settings: SuperResolutionSettings, base: LumierePipeline) -> Supe
         class_embed_type="timestep",
         resnet_time_scale_shift="scale_shift",
     )
+    if settings.predicts_change:
+        # It begins with the enlargement as it is.
+        for weight in unet.conv_out.parameters():
+            nn.init.zeros_(weight)
     return SuperResolutionStage(
         unet=STUNet.from_image_unet(unet, temporal=settings.temporal),
-        scheduler=named_scheduler(settings.default_sampler, embedded_scheduler()),
+        scheduler=named_scheduler(
+            settings.default_sampler, embedded_scheduler("sample" if settings.predicts_change else "v_prediction")
+        ),
         low_res_scheduler=low_res_schedule(),
+        predicts_change=settings.predicts_change,
         scale=settings.scale,
         pixel_block_size=network.pixel_block_size,
         **_defaults(settings),
