@@ -119,6 +119,12 @@ class LumierePipeline(DiffusionPipeline):
         _refuse_broken_weights(pipeline, folder)
         return pipeline
 
+    def set_progress_bar_config(self, **settings: Any) -> None:
+        """tqdm's settings for this pipeline's bars and those of its super-resolution; ``disable=True``: none."""
+        super().set_progress_bar_config(**settings)
+        for stage in () if self.super_resolution is None else self.super_resolution.stages:
+            stage.set_progress_bar_config(**settings)
+
     def use_scheduler(self, name: str) -> LumierePipeline:
         """The same pipeline, from now on with the sampler of that name (``lumiere.diffusion.schedulers.SAMPLERS``)."""
         self.scheduler = named_scheduler(name, self.scheduler)

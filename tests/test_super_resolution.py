@@ -294,8 +294,8 @@ def test_a_pipeline_s_clip_is_the_base_s_made_larger(tmp_path: Path) -> None:
     assert not torch.allclose(sharp, other, atol=1e-3)
     pipeline.save_pretrained(tmp_path)
     again = LumierePipeline.from_pretrained(tmp_path)
-    for one in (again, *again.super_resolution.stages):
-        one.set_progress_bar_config(disable=True)
+    again.set_progress_bar_config(disable=True)
+    assert all(one._progress_bar_config == {"disable": True} for one in (again, *again.super_resolution.stages))
     assert torch.allclose(again("a red ball", generator=seeds(1), **call).frames, sharp, atol=1e-4)
     assert next(again.to(torch.bfloat16).super_resolution.parameters()).dtype == torch.bfloat16
 
