@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 from os import PathLike
 from pathlib import Path
@@ -38,6 +39,9 @@ Upsampling = Literal["bicubic", "bilinear corners", "none"]
 it (bilinear, the corners of both pictures one upon the other); or as it lies, beside latents of its own size."""
 
 
+Merge = Callable[[WindowDenoiser, Sequence[Window]], Denoiser]
+"""(what predicts one window, the windows) -> what predicts the whole clip."""
+
 CLIPS_HELD, FEATURES_HELD = 10, 10
 """At its fullest a stage holds so many large clips in fp32, and so many times the finest features of a window
 (``benchmarks/super_resolution.py`` measures both)."""
@@ -49,7 +53,8 @@ class SuperResolutionStage(DiffusionPipeline):
     ``scale`` is how many times wider the clip gets. ``window_frames`` and ``window_px`` (of the large clip; None: do
     not cut) with their overlaps are how much goes through the network at once. ``noise_level`` is the timestep of
     ``low_res_scheduler`` to which the small clip is noised. With ``predicts_change`` the network says how the clean
-    large clip differs from the small one's enlargement. Without a text encoder of its own a stage is given states.
+    large clip differs from the small one's enlargement; with ``tapers_windows`` a window counts less toward its borders
+    where it is merged with others. Without a text encoder of its own a stage is given states.
     """
 
     # What model_index.json names, and diffusers looks up on loading: saved folders outlive a move of this file.
@@ -84,6 +89,7 @@ class SuperResolutionStage(DiffusionPipeline):
         default_guidance_scale: float = 1.0,
         timestep_shift: float = 1.0,
         predicts_change: bool = False,
+        tapers_windows: bool = True,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -108,6 +114,7 @@ class SuperResolutionStage(DiffusionPipeline):
             default_guidance_scale=default_guidance_scale,
             timestep_shift=timestep_shift,
             predicts_change=predicts_change,
+            tapers_windows=tapers_windows,
         )
         if predicts_change and scheduler.config.prediction_type != "sample":
             raise ValueError(
@@ -116,7 +123,7 @@ class SuperResolutionStage(DiffusionPipeline):
             )
         self.codec: Codec = PixelBlocks(pixel_block_size) if vae is None else Latents(vae)
         # How the windows of one step become one prediction; experiments put others in its place.
-        self.merge: Callable[[WindowDenoiser, Sequence[Window]], Denoiser] = Windowed
+        self.merge: Merge = partial(Windowed, is_tapered=tapers_windows)
 
     @classmethod
     def from_folder(cls, folder: str | PathLike[str], **options: Any) -> SuperResolutionStage:

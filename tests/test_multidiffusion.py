@@ -56,6 +56,47 @@ def test_the_tail_is_covered_by_a_last_window_shifted_back(frames: int) -> None:
     assert [one.start for one in windows[:-1]] == list(range(0, max(0, frames - 8), 6))
 
 
+def numbered(noisy: Tensor, timestep: Tensor, where: Window) -> Tensor:
+    """A denoiser that says the number of its window's first frame."""
+    return torch.full_like(noisy, float(where[0].start))
+
+
+def test_tapered_windows_hand_over_in_steps_and_even_ones_at_once() -> None:
+    windows = clip_windows((24, 2, 2), frames=12, frames_overlap=6)
+    even, tapered = (
+        Windowed(numbered, windows, is_tapered=tapers)(torch.zeros(1, 1, 24, 2, 2), torch.tensor([1]))[0, 0, :, 0, 0]
+        for tapers in (False, True)
+    )
+    assert even.tolist() == [0] * 6 + [3] * 6 + [9] * 6 + [12] * 6
+    assert tapered[:6].tolist() == [0] * 6 and tapered[18:].tolist() == [12] * 6
+    steps = tapered.diff()
+    assert bool((steps >= 0).all()) and float(steps.max()) < 0.2 * 6
+    # The middle of an overlap is half of each.
+    assert float((tapered[8] + tapered[9]) / 2) == pytest.approx(3)
+
+
+def test_tapered_windows_give_the_clip_nearest_to_all_predictions_so_weighted() -> None:
+    clip, time = noise(1, 2, 10, 3, 3), torch.tensor([500])
+    windows = clip_windows((10, 3, 3), frames=4, frames_overlap=2, side=2, side_overlap=1)
+    made = Windowed(mixing, windows, is_tapered=True)(clip, time)
+
+    def distance(other: Tensor) -> float:
+        total = 0.0
+        for window in windows:
+            ramps = [1 - (2 * (torch.arange(w.stop - w.start) + 0.5) / (w.stop - w.start) - 1).abs() for w in window]
+            weight = ramps[0][:, None, None] * ramps[1][:, None] * ramps[2]
+            total += float(
+                (weight * (other[(..., *window)] - mixing(clip[(..., *window)], time, window)).square()).sum()
+            )
+        return total
+
+    least = distance(made)
+    for seed in range(20):
+        assert distance(made + 1e-2 * noise(*made.shape, seed=seed)) > least
+    alone = clip_windows((10, 3, 3))
+    assert torch.equal(Windowed(mixing, alone, is_tapered=True)(clip, time), whole(clip, time))
+
+
 def test_places_are_covered_row_by_row() -> None:
     windows = spatial_windows(10, 7, 4, 1)
     assert windows[:3] == [(slice(0, 4), slice(0, 4)), (slice(0, 4), slice(3, 7)), (slice(3, 7), slice(0, 4))]

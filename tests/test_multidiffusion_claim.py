@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.claims.multidiffusion import WAYS, Cut, Options, borders_of, main, seam_ratio
-from lumiere.diffusion.denoiser import Window
+from benchmarks.claims.multidiffusion import WAYS, Options, borders_of, joined, main, seam_ratio
 from lumiere.diffusion.multidiffusion import clip_windows
 from tests.test_super_resolution import stage
 
@@ -32,14 +31,10 @@ def test_seam_ratio_is_1_without_seams_and_tells_their_height() -> None:
 
 def test_cut_takes_each_frame_from_the_nearest_window() -> None:
     windows = clip_windows((14, 2, 2), frames=6, frames_overlap=2)
-
-    def by_start(noisy: Tensor, timestep: Tensor, where: Window) -> Tensor:
-        return torch.full_like(noisy, float(where[0].start))
-
-    made = Cut(by_start, windows)(torch.zeros(1, 1, 14, 2, 2), torch.tensor([1]))
+    made = joined([torch.full((1, 1, 6, 2, 2), float(window[0].start)) for window in windows], windows)
     assert made[0, 0, :, 0, 0].tolist() == [0] * 5 + [4] * 4 + [8] * 5
     assert borders_of(windows, "overlapping, cut") == [5, 9]
-    assert borders_of(windows, "MultiDiffusion") == [4, 6, 8, 10]
+    assert borders_of(windows, "MultiDiffusion") == borders_of(windows, "MultiDiffusion, tapered") == [4, 6, 8, 10]
     apart = clip_windows((12, 2, 2), frames=6)
     assert borders_of(apart, "side by side") == [6]
 

@@ -66,38 +66,55 @@ class Windowed:
     prediction is added in place, so the memory is one window's and one clip more. The mean is taken in fp32.
     Limits on the clean clip belong around it (``Clipped(Windowed(...))``): clipping each window first would not merge
     what the network said.
+
+    With ``is_tapered`` it is a weighted mean: a window counts the less, the nearer a place lies to its borders. That is
+    the clip nearest to all predictions when they are weighted so, and where a window begins or ends nothing jumps.
     """
 
-    def __init__(self, denoiser: WindowDenoiser, windows: Sequence[Window]) -> None:
+    def __init__(self, denoiser: WindowDenoiser, windows: Sequence[Window], *, is_tapered: bool = False) -> None:
         if not windows:
             raise ValueError("no windows; give those of clip_windows")
-        self.denoiser, self.windows = denoiser, list(windows)
+        self.denoiser, self.windows, self.is_tapered = denoiser, list(windows), is_tapered
 
     def __call__(self, noisy: Tensor, timestep: Tensor) -> Tensor:
         """The prediction [B, C, T, H, W] for noisy clips; raises ValueError when the windows leave a place out."""
-        covered = self._coverage(noisy)
+        weights = [self._weight(window).to(noisy.device) for window in self.windows]
+        covered = self._coverage(noisy, weights)
         total = None
-        for window in self.windows:
+        for window, weight in zip(self.windows, weights, strict=True):
             part = self.denoiser(noisy[(..., *window)], timestep, window).float()
             if len(self.windows) == 1:
                 return part
             if total is None:
                 total = torch.zeros((*part.shape[:2], *noisy.shape[2:]), device=part.device)
-            total[(..., *window)] += part
+            total[(..., *window)] += part * weight if self.is_tapered else part
         assert total is not None
         return total.div_(covered)
 
-    def _coverage(self, noisy: Tensor) -> Tensor:
-        """How many windows cover each place [T, H, W]."""
-        covered = torch.zeros(noisy.shape[2:], dtype=torch.int16, device=noisy.device)
-        for window in self.windows:
-            covered[window] += 1
+    def _weight(self, window: Window) -> Tensor:
+        """How much each place [t, h, w] of a window counts: a number, or less toward its borders."""
+        if not self.is_tapered:
+            return torch.ones((), dtype=torch.int16)
+        frames, rows, columns = (_taper(part.stop - part.start) for part in window)
+        return frames[:, None, None] * rows[:, None] * columns
+
+    def _coverage(self, noisy: Tensor, weights: Sequence[Tensor]) -> Tensor:
+        """How much the windows count together at each place [T, H, W]."""
+        covered = torch.zeros(noisy.shape[2:], dtype=weights[0].dtype, device=noisy.device)
+        for window, weight in zip(self.windows, weights, strict=True):
+            covered[window] += weight
         if not bool(covered.all()):
             raise ValueError(
                 f"the windows leave {int((covered == 0).sum())} of {covered.numel()} places of the clip"
                 f" {list(noisy.shape)} uncovered; make them with clip_windows for this very shape"
             )
         return covered
+
+
+def _taper(size: int) -> Tensor:
+    """Weights [size] that rise in even steps from a window's borders to its middle."""
+    place = torch.arange(size) + 0.5
+    return torch.minimum(place, size - place) / size
 
 
 def _windows(size: int, window: int, overlap: int, *, unit: str) -> list[slice]:

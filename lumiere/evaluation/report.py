@@ -19,7 +19,8 @@ from lumiere.evaluation.wrong_words import MIN_RATIO, WrongWord
 ROWS_PER_SHEET = 16
 FRAMES_PER_ROW = 10
 STILLS_PER_ROW = 16
-SCALE = 3
+SHOWN_PX = 96
+"""Small pictures are enlarged to about this width on sheets."""
 TEXT_PX = 14
 
 
@@ -126,7 +127,13 @@ def _strip(clip: np.ndarray) -> np.ndarray:
     """A clip's frames side by side, evenly spread over its time."""
     chosen = np.linspace(0, len(clip) - 1, min(FRAMES_PER_ROW, len(clip))).round().astype(int)
     framed = np.pad(clip[chosen], ((0, 0), (0, 1), (0, 1), (0, 0)), constant_values=255)
-    return np.concatenate(list(framed), axis=1).repeat(SCALE, axis=0).repeat(SCALE, axis=1)
+    return _enlarged(np.concatenate(list(framed), axis=1), clip.shape[2])
+
+
+def _enlarged(sheet: np.ndarray, picture_width: int) -> np.ndarray:
+    """A sheet of pictures of that width, so many times larger that they can be seen."""
+    scale = max(1, SHOWN_PX // picture_width)
+    return sheet.repeat(scale, axis=0).repeat(scale, axis=1)
 
 
 def _titled(strip: np.ndarray, title: str) -> np.ndarray:
@@ -147,4 +154,4 @@ def write_still_sheet(path: Path, stills: Sequence[np.ndarray], is_right: Sequen
     cells += [np.full_like(cells[0], 255)] * (-len(cells) % STILLS_PER_ROW)
     rows = [np.concatenate(cells[i : i + STILLS_PER_ROW], axis=1) for i in range(0, len(cells), STILLS_PER_ROW)]
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.concatenate(rows).repeat(SCALE, axis=0).repeat(SCALE, axis=1)).save(path)
+    Image.fromarray(_enlarged(np.concatenate(rows), stills[0].shape[1])).save(path)
