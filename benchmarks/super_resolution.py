@@ -47,7 +47,7 @@ class Options:
     window: int = 512
     """Side in pixels of what goes through the network at once; 0: the whole picture."""
     channels: tuple[int, ...] = (32, 64, 96)
-    pixel_block: int = 4
+    pixel_block: int = 8
     steps: int = 2
     out: Path | None = None
     """Where to write the numbers as JSON."""

@@ -37,21 +37,29 @@ class Arguments:
     sheet: Path = Path("docs/super_resolution_real.png")
     """The picture to write."""
 
+    noise_level: int = 0
+    """How little to trust the small clip's pixels: 0 is entirely, as it is clean."""
 
-def enlarged(pipeline: LumierePipeline, small: Tensor) -> Tensor:
+
+def enlarged(pipeline: LumierePipeline, small: Tensor, noise_level: int) -> Tensor:
     """The clip [1, 3, T, 4H, 4W] that super-resolution makes of a small one without being told what it shows."""
     states = text_encoder_for(pipeline.tokenizer, pipeline.text_encoder).encode([""])
-    generator = [torch.Generator().manual_seed(0)]
-    return pipeline.super_resolution(small, states=(states, states), prompts=([""], [""]), generator=generator)
+    return pipeline.super_resolution(
+        small,
+        states=(states, states),
+        prompts=([""], [""]),
+        generator=[torch.Generator().manual_seed(0)],
+        noise_level=noise_level,
+    )
 
 
-def rows_of(pipeline: LumierePipeline, path: Path, size: tuple[int, int]) -> Tensor:
+def rows_of(pipeline: LumierePipeline, path: Path, size: tuple[int, int], noise_level: int) -> Tensor:
     """Two frames of a video, each a row: small, bicubic, made, true; prints how near the truth they are."""
     frames, _ = read_clip(path, fps=FPS)
     truth = resize_clip(from_uint8(frames[:NUM_FRAMES])[None], size)
     scale = pipeline.super_resolution.scale
     small = resize_clip(truth, (size[0] // scale, size[1] // scale))
-    bicubic, made = resize_clip(small, size).clamp(-1, 1), enlarged(pipeline, small)
+    bicubic, made = resize_clip(small, size).clamp(-1, 1), enlarged(pipeline, small, noise_level)
     print(f"{path.name}: PSNR {float(psnr_db(made, truth)):.2f} dB, bicubic {float(psnr_db(bicubic, truth)):.2f} dB")
     blocks = small.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
     side_by_side = torch.cat([blocks, bicubic, made, truth], dim=-1)[0]
@@ -62,7 +70,8 @@ def main(arguments: Arguments) -> None:
     """Make every clip large and draw the sheet."""
     placement = choose_placement()
     pipeline = LumierePipeline.from_pretrained(dtype=placement.dtype).to(placement.device)
-    rows = [rows_of(pipeline, arguments.data / "clips" / name, size) for name, size in CLIPS.items()]
+    level = arguments.noise_level
+    rows = [rows_of(pipeline, arguments.data / "clips" / name, size, level) for name, size in CLIPS.items()]
     width = max(clip.shape[-1] for clip in rows)
     padded = [torch.nn.functional.pad(clip, (0, width - clip.shape[-1]), value=1.0) for clip in rows]
     arguments.sheet.parent.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ of the predictions that cover it. Source: Bar-Tal et al., arXiv 2302.08113; alon
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import product
 from typing import Protocol
@@ -112,9 +113,8 @@ class Windowed:
 
 
 def _taper(size: int) -> Tensor:
-    """Weights [size] that rise in even steps from a window's borders to its middle."""
-    place = torch.arange(size) + 0.5
-    return torch.minimum(place, size - place) / size
+    """Weights [size] that rise from nothing at a window's borders to its middle, slowly at both ends (Hann)."""
+    return torch.sin(math.pi * (torch.arange(size) + 0.5) / size).square()
 
 
 def _windows(size: int, window: int, overlap: int, *, unit: str) -> list[slice]:
