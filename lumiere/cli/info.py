@@ -124,13 +124,14 @@ def _about_clip(path: Path) -> Facts:
 
 
 def _component(folder: Path, kind: str) -> str:
-    files = sorted(folder.glob("*.safetensors"))
+    # Super-resolution holds its networks in folders of its stages.
+    files = sorted(folder.rglob("*.safetensors"))
     return f"{kind}{', ' + _size_line(folder, files) if files else ''}"
 
 
 def _size_line(folder: Path, files: list[Path]) -> str:
     """Parameters, number formats and size of some weights files, read from their headers alone."""
-    tensors = {name: value for file in files for name, value in _tensors(file).items()}
+    tensors = {(file, name): value for file in files for name, value in _tensors(file).items()}
     count = sum(count for _, count in tensors.values())
     dtypes = " and ".join(sorted({dtype for dtype, _ in tensors.values()}))
     size_mb = sum(file.stat().st_size for file in files) / 1e6
