@@ -193,7 +193,7 @@ def entries() -> list[Entry]:
 
 
 def write_readme_clips(pipeline: LumierePipeline) -> None:
-    """docs/gallery/*.gif of the README, and docs/gallery.png: a row for each clip, every fifth frame."""
+    """docs/gallery/*.gif of the README, and docs/gallery.png: a row for each clip, every tenth frame."""
     rows = []
     with progress_bar("clips") as progress:
         for name, (prompt, seed) in progress.track(CLIPS.items(), description="the README's clips"):
@@ -204,7 +204,7 @@ def write_readme_clips(pipeline: LumierePipeline) -> None:
                 scale = max(1, CLIP_PX // clip.shape[-1])
                 write_clip(to_uint8(clip), DOCS / "gallery" / f"{name}.gif", recipe=recipe, scale=scale, smooth=True)
                 (DOCS / "gallery" / f"{name}.json").unlink()
-            rows.append(clip[:, ::5])
+            rows.append(clip[:, ::10])
     sheet = contact_sheet(torch.cat(rows, dim=1), columns=rows[0].shape[1], scale=max(1, CLIP_PX // rows[0].shape[-1]))
     Image.fromarray(sheet).save(DOCS / "gallery.png")
 
