@@ -42,7 +42,7 @@ it (bilinear, the corners of both pictures one upon the other); or as it lies, b
 Merge = Callable[[WindowDenoiser, Sequence[Window]], Denoiser]
 """(what predicts one window, the windows) -> what predicts the whole clip."""
 
-CLIPS_HELD, FEATURES_HELD = 12, 10
+CLIPS_HELD, FEATURES_HELD = 13, 10
 """At its fullest a stage holds so many large clips in fp32, and so many times the finest features of a window
 (``benchmarks/super_resolution.py`` measures both)."""
 

@@ -42,7 +42,11 @@ def upscale_frames(
             large[:, :, : tail.shape[2]] = faded(tail, large[:, :, : tail.shape[2]])
         keep = large.shape[2] if is_last else large.shape[2] - overlap
         tail = large[:, :, keep:].clone()
-        yield from to_uint8(large[0, :, :keep])
+        done = to_uint8(large[0, :, :keep])
+        # Not held while the next part is made.
+        del large
+        yield from done
+        del done
 
 
 def frames_at_once(need: Callable[[int], int], *, free: int, least: int, most: int) -> int:
