@@ -199,13 +199,13 @@ def write_readme_clips(pipeline: LumierePipeline) -> None:
         for name, (prompt, seed) in progress.track(CLIPS.items(), description="the README's clips"):
             output = pipeline(prompt, generator=torch.Generator().manual_seed(seed), output_type="pt")
             clip = output.frames[0].transpose(0, 1) * 2 - 1
+            scale = max(1, CLIP_PX // clip.shape[-1])
             if name in SHOWN:
                 recipe = {"prompt": prompt, "seed": seed}
-                scale = max(1, CLIP_PX // clip.shape[-1])
                 write_clip(to_uint8(clip), DOCS / "gallery" / f"{name}.gif", recipe=recipe, scale=scale, smooth=True)
                 (DOCS / "gallery" / f"{name}.json").unlink()
             rows.append(clip[:, ::10])
-    sheet = contact_sheet(torch.cat(rows, dim=1), columns=rows[0].shape[1], scale=max(1, CLIP_PX // rows[0].shape[-1]))
+    sheet = contact_sheet(torch.cat(rows, dim=1), columns=rows[0].shape[1], scale=scale)
     Image.fromarray(sheet).save(DOCS / "gallery.png")
 
 

@@ -24,7 +24,7 @@ from lumiere.applications.image_to_video import animate
 from lumiere.applications.inpainting import inpaint
 from lumiere.device import choose_placement
 from lumiere.media import read_clip, read_image
-from lumiere.video import contact_sheet, from_uint8, resize_clip
+from lumiere.video import contact_sheet, from_uint8, psnr_db, resize_clip
 
 HEIGHT = 108
 """Height in pixels that the videos are edited at; the network's own is below."""
@@ -62,8 +62,8 @@ def filled_from_border(clip: Tensor, hole: Tensor) -> Tensor:
 
 def psnr_in(made: Tensor, truth: Tensor, hole: Tensor) -> float:
     """PSNR in dB inside the hole of clips [1, 3, T, H, W] in -1..1."""
-    error = (made - truth).square()[hole.expand_as(made) > 0].mean()
-    return float(10 * torch.log10(4 / error))
+    inside = hole.expand_as(made) > 0
+    return float(psnr_db(made[inside][None], truth[inside][None]))
 
 
 def without_cars(pipeline: LumierePipeline, data: Path, *, grow: int) -> list[Tensor]:

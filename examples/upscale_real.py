@@ -20,7 +20,7 @@ from lumiere import LumierePipeline
 from lumiere.conditioning.text import text_encoder_for
 from lumiere.device import choose_placement
 from lumiere.media import read_clip
-from lumiere.video import FPS, contact_sheet, from_uint8, psnr_db, resize_clip
+from lumiere.video import FPS, contact_sheet, from_uint8, in_blocks, psnr_db, resize_clip
 
 CLIPS = {"drawn_mountains_moon.mp4": (128, 128), "flower_opening.mp4": (128, 224)}
 """File names and the (height, width) that the true clips are brought to; multiples of 16."""
@@ -61,8 +61,7 @@ def rows_of(pipeline: LumierePipeline, path: Path, size: tuple[int, int], noise_
     small = resize_clip(truth, (size[0] // scale, size[1] // scale))
     bicubic, made = resize_clip(small, size).clamp(-1, 1), enlarged(pipeline, small, noise_level)
     print(f"{path.name}: PSNR {float(psnr_db(made, truth)):.2f} dB, bicubic {float(psnr_db(bicubic, truth)):.2f} dB")
-    blocks = small.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
-    side_by_side = torch.cat([blocks, bicubic, made, truth], dim=-1)[0]
+    side_by_side = torch.cat([in_blocks(small, scale), bicubic, made, truth], dim=-1)[0]
     return side_by_side[:, [0, NUM_FRAMES - 1]]
 
 

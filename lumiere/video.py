@@ -66,6 +66,11 @@ def resize_clip(clip: Tensor, size: tuple[int, int]) -> Tensor:
     return unfold_time(frames, clip.shape[2])
 
 
+def in_blocks(clip: Tensor, scale: int) -> Tensor:
+    """The clip [..., H, W] ``scale`` times larger, each pixel a square: to be shown beside truly larger ones."""
+    return clip.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
+
+
 def psnr_db(clips: Tensor, truth: Tensor) -> Tensor:
     """The peak signal-to-noise ratio in dB [B] of clips [B, ...] against true ones, both in -1..1; at most 100."""
     error = (clips.clamp(-1, 1) - truth).square().flatten(1).mean(1)

@@ -39,7 +39,7 @@ from lumiere.evaluation.storybook import read_clip
 from lumiere.evaluation.tally import Tally, answers
 from lumiere.pipeline import LumierePipeline
 from lumiere.super_resolution import SuperResolutionStage
-from lumiere.video import psnr_db, resize_clip, to_uint8
+from lumiere.video import in_blocks, psnr_db, resize_clip, to_uint8
 
 MIN_GAIN_DB = 3.0
 """How much nearer to the truth than bicubic enlargement the clips have to be."""
@@ -94,8 +94,7 @@ def _closeness(
     pipeline: LumierePipeline, folder: Path, *, num_clips: int, num_frames: int, steps: int | None, progress: bool
 ) -> dict[str, Any]:
     """PSNR of true clips made small and large again, and of bicubic enlargement; a sheet of the first of them."""
-    size = pipeline.default_size
-    large = (size[0] * pipeline.super_resolution.scale, size[1] * pipeline.super_resolution.scale)
+    size, large = pipeline.default_size, pipeline.frame_size()
     if large[0] != large[1]:
         raise ValueError(f"the storybook draws squares; this model makes {large[1]}x{large[0]}")
     data = StorybookBatches(StorybookSettings(size=large[0], num_frames=num_frames), seed=SCENES_SEED)
@@ -110,8 +109,8 @@ def _closeness(
         made_db.append(float(psnr_db(made, batch.clips)))
         bicubic_db.append(float(psnr_db(bicubic, batch.clips)))
         if index < NUM_SHOWN:
-            blocks = small.repeat_interleave(large[0] // size[0], -1).repeat_interleave(large[0] // size[0], -2)
-            rows.append(torch.cat([clip[0, :, num_frames // 2] for clip in (blocks, bicubic, made, batch.clips)], -1))
+            kinds = (in_blocks(small, pipeline.super_resolution.scale), bicubic, made, batch.clips)
+            rows.append(torch.cat([clip[0, :, num_frames // 2] for clip in kinds], -1))
     _write_sheet(folder / "true_clips.png", rows)
     gains = np.subtract(made_db, bicubic_db)
     return {

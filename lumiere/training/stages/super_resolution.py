@@ -27,7 +27,7 @@ from lumiere.pipeline import LumierePipeline
 from lumiere.super_resolution import SuperResolutionStage, augmented, low_res_schedule, signal_left
 from lumiere.training.loop import LoopSettings
 from lumiere.training.noise import NoiseSettings, draw_noise, embedded_scheduler, even_timesteps
-from lumiere.video import channels_last, contact_sheet, psnr_db, resize_clip
+from lumiere.video import channels_last, contact_sheet, in_blocks, psnr_db, resize_clip
 
 NUM_SHOWN = 4
 
@@ -177,9 +177,7 @@ class SuperResolutionTraining:
             noise_level=0,
             generator=[torch.Generator().manual_seed(seed) for seed in range(NUM_SHOWN)],
         )
-        scale = self.settings.scale
-        blocks = small.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
-        return blocks, resize_clip(small, size), sharp, truth
+        return in_blocks(small, self.settings.scale), resize_clip(small, size), sharp, truth
 
     def _denoising(
         self,
