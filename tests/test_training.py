@@ -28,12 +28,6 @@ from lumiere.training.run import train
 QUICK = ["--loop.log_every", "1"]
 
 
-@pytest.fixture(scope="module")
-def image_network(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The export of the smoke recipe of text_to_image."""
-    return train("text_to_image_smoke", ["--out", str(tmp_path_factory.mktemp("image"))])
-
-
 def _newest_weights(out: Path) -> dict[str, torch.Tensor]:
     tensors = {}
     for name in ("weights", "ema", "optimizer"):

@@ -46,6 +46,8 @@ class StorybookSettings(Settings):
     """Width and height in pixels."""
     num_frames: int = Field(default=80, ge=1)
     """Frames of a clip; 1 draws stills at random moments."""
+    any_moments: bool = False
+    """Whether the frames of a clip are at random moments of it, each by itself, as the lone one of a still is."""
     frame_step: int = Field(default=1, ge=1)
     """Only every so manieth frame of a clip is drawn: 20 frames with a step of 4 are the five seconds of 80."""
     pair_share: float = Field(default=0.0, ge=0, le=1)
@@ -109,8 +111,8 @@ class StorybookBatches:
         return (terse_caption if is_terse else caption)(scene, generator)
 
     def _times(self, count: int, generator: torch.Generator) -> Tensor:
-        if self.settings.num_frames == 1:
-            return torch.rand(count, 1, generator=generator) * CLIP_S
+        if self.settings.num_frames == 1 or self.settings.any_moments:
+            return torch.rand(count, self.settings.num_frames, generator=generator) * CLIP_S
         return self.settings.frame_step * frame_times(self.settings.num_frames).expand(count, -1)
 
 

@@ -65,15 +65,24 @@ def caption(scene: Scene, generator: torch.Generator | None = None) -> str:
     return f"{what} {place}"
 
 
+def still_caption(scene: Scene) -> str:
+    """What a picture of the scene shows, in the plainest wording: all but how the actors move."""
+    things = [_thing_words(actor, None) for actor in scene.actors]
+    return " ".join([" and ".join(things), BACKGROUND_WORDS[scene.background][0]]).strip()
+
+
 def terse_caption(scene: Scene, generator: torch.Generator | None = None) -> str:
     """Only how the actors move, for where a picture says the rest."""
     return " and ".join(_motion_words(actor, generator, as_noun=False) for actor in scene.actors)
 
 
 def _actor_words(actor: Actor, generator: torch.Generator | None, *, as_noun: bool) -> str:
+    return f"{_thing_words(actor, generator)} {_motion_words(actor, generator, as_noun=as_noun)}"
+
+
+def _thing_words(actor: Actor, generator: torch.Generator | None) -> str:
     thing = f"{_pick(COLOUR_WORDS[actor.colour], generator)} {_pick(OBJECT_WORDS[actor.object], generator)}"
-    article = "an" if thing[0] in "aeiou" else "a"
-    return f"{article} {thing} {_motion_words(actor, generator, as_noun=as_noun)}"
+    return f"{'an' if thing[0] in 'aeiou' else 'a'} {thing}"
 
 
 def _motion_words(actor: Actor, generator: torch.Generator | None, *, as_noun: bool) -> str:

@@ -8,7 +8,7 @@ that mix frames stand between them. Frames are [N, C, H, W] in channels-last mem
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,8 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
+
+from lumiere.model.given_words import Said
 
 DOWN_BLOCKS: tuple[str, ...] = (
     "CrossAttnDownBlock2D",
@@ -53,6 +55,16 @@ class Heard:
     self_bias: Tensor | None = None
     # diffusers' cross_attention_kwargs, for custom attention processors.
     options: dict[str, Any] | None = None
+
+    def with_words(self, states: Tensor, is_said: Tensor) -> Heard:
+        """The same with more states [B, K, D] behind the text's, for those clips where ``is_said`` [B] is 1."""
+        bias = self.text_bias
+        if bias is None:
+            bias = self.text.new_zeros(len(self.text), 1, self.text.shape[1])
+        more = ((1 - is_said) * -10000.0).to(bias)[:, None, None].expand(-1, 1, states.shape[1])
+        return replace(
+            self, text=torch.cat([self.text, states.to(self.text)], 1), text_bias=torch.cat([bias, more], -1)
+        )
 
     def for_frames(self, num_frames: int) -> Heard:
         """The same, said to each of ``num_frames`` frames of every clip."""
@@ -123,6 +135,11 @@ def text_width(unet: UNet2DConditionModel) -> int:
     return width if isinstance(width, int) else width[0]
 
 
+def encoder_width(unet: UNet2DConditionModel) -> int:
+    """D of the text encoder's own states [B, L, D], which some networks project to ``text_width``."""
+    return unet.config.encoder_hid_dim or text_width(unet)
+
+
 def time_width(unet: UNet2DConditionModel) -> int:
     """E of the embedded noise level [B, E]."""
     width = unet.time_embedding.linear_2.out_features
@@ -138,18 +155,37 @@ def hear(
     class_labels: Tensor | None = None,
     timestep_cond: Tensor | None = None,
     added_cond_kwargs: dict[str, Tensor] | None = None,
+    said: Said | None = None,
+    mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The embedded noise level [B, E] and the text states [B, L, D] of B clips (or images) ``sample`` [B, ...]."""
+    """The embedded noise level [B, E] and the text states [B, L, D] of B clips (or images) ``sample`` [B, ...].
+
+    Where a network pools its text states into the noise level, states that were ``said`` beside the text count, too.
+    """
     time = unet.time_embedding(unet.get_time_embed(sample, timestep), timestep_cond)
     labels = unet.get_class_embed(sample, class_labels)
     if labels is not None:
         time = torch.cat([time, labels], dim=-1) if unet.config.class_embeddings_concat else time + labels
     added = unet.get_aug_embed(time, encoder_hidden_states, added_cond_kwargs or {})
     if added is not None:
+        if said is not None and unet.config.addition_embed_type == "text":
+            with_said = unet.get_aug_embed(
+                time, _filled_up(encoder_hidden_states, mask, said.states), added_cond_kwargs or {}
+            )
+            added = torch.where(said.is_said[:, None] > 0, with_said, added)
         time = time + added
     if unet.time_embed_act is not None:
         time = unet.time_embed_act(time)
     return time, unet.process_encoder_hidden_states(encoder_hidden_states, added_cond_kwargs or {})
+
+
+def _filled_up(text: Tensor, mask: Tensor | None, said: Tensor) -> Tensor:
+    """Text states [B, L, D] whose padding, where ``mask`` [B, L] is 0, is filled with states that were said [B, K, D],
+    in turn: the padding's own states hold the text once more, and would outweigh what was said."""
+    if mask is None:
+        return torch.cat([text, said.to(text)], dim=1)
+    turns = -(-text.shape[1] // said.shape[1])
+    return torch.where(mask[..., None] > 0, text, said.to(text).repeat(1, turns, 1)[:, : text.shape[1]])
 
 
 def score_bias(mask: Tensor | None, like: Tensor) -> Tensor | None:

@@ -11,7 +11,7 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 
 from lumiere.model import image_unet, motion
-from lumiere.model.stunet import STUNet, given_channels, given_stem, noise_level_shifts, time_resizers
+from lumiere.model.stunet import STUNet, given_channels, given_stem, given_words, noise_level_shifts, time_resizers
 from lumiere.model.temporal import (
     AttentionInflation,
     Clock,
@@ -187,6 +187,30 @@ def add_clock(stunet: STUNet) -> STUNet:
     return stunet
 
 
+def add_given_words(stunet: STUNet, count: int) -> STUNet:
+    """Let what is given be said to the image layers in ``count`` states of text; changed in place and returned.
+
+    Where nothing is given nothing changes but how sums are rounded. Raises ValueError for fewer than one, for a network
+    that is told of nothing given (``widen_input`` first), for one to which it is said already, and for one in which
+    states that are hidden count all the same: where layers attend to text alone (upscalers), or norms pool a prompt's
+    states (DeepFloyd IF).
+    """
+    if count < 1:
+        raise ValueError(f"{count} words of what is given; it takes at least one")
+    if stunet.settings.words_of_given:
+        raise ValueError("what is given is said to this network already")
+    if not stunet.settings.conditioning_channels:
+        raise ValueError("nothing is given to this network that could be said (widen_input first)")
+    alone = stunet.config.only_cross_attention
+    if alone if isinstance(alone, bool) else any(alone or ()):
+        raise ValueError("this network has layers that attend to text alone (only_cross_attention): it takes no words")
+    if stunet.config.cross_attention_norm == "group_norm":
+        raise ValueError("this network pools text states in norms (cross_attention_norm): it takes no words")
+    settings = _grown(stunet, words_of_given=count)
+    stunet.temporal.words = given_words(stunet, settings).to(stunet.conv_in.weight)
+    return stunet
+
+
 def widen_kernels(stunet: STUNet, frames: int) -> STUNet:
     """Let the temporal convolution of every convolution block see ``frames`` at once; changed in place, returned.
 
@@ -235,7 +259,7 @@ def account(stunet: STUNet) -> Inflation:
     embeddings = [child for name, child in stunet.named_children() if name not in level_parts]
     parts = [
         _part("embeddings of noise level and text", embeddings, [temporal.noise_level]),
-        _part("stem", [stunet.conv_in], [temporal.given] if temporal.given else []),
+        _part("stem", [stunet.conv_in], [part for part in (temporal.given, temporal.words) if part]),
     ]
     for level, width in enumerate(widths):
         new = [temporal.down[level], *temporal.halve_time[level : level + 1]]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lumiere.config import load_settings
 from lumiere.model import image_unet, motion
+from lumiere.model.given_words import GivenWords, Said
 from lumiere.model.image_unet import Heard
 from lumiere.model.temporal import (
     AttentionInflation,
@@ -53,6 +54,7 @@ class TemporalLayers(nn.Module):
         if settings.shifts_noise_level:
             self.noise_level.extend(noise_level_shifts(unet, settings))
         self.given = given_stem(unet, settings.conditioning_channels) if settings.conditioning_channels else None
+        self.words = given_words(unet, settings) if settings.words_of_given else None
         coarsest = len(widths) - 1
         self.down = nn.ModuleList(block(level) for level in range(len(widths)))
         self.middle = block(coarsest)
@@ -108,6 +110,16 @@ def given_stem(unet: UNet2DConditionModel, channels: int) -> nn.Conv2d:
     stem = nn.Conv2d(channels, own.out_channels, own.kernel_size, padding=own.padding, bias=False)
     nn.init.zeros_(stem.weight)
     return stem
+
+
+def given_words(unet: UNet2DConditionModel, settings: TemporalSettings) -> GivenWords:
+    """What says in the image network's words what is given of a clip."""
+    return GivenWords(
+        settings.conditioning_channels,
+        unet.config.in_channels,
+        num_words=settings.words_of_given,
+        text_width=image_unet.encoder_width(unet),
+    )
 
 
 class STUNet(UNet2DConditionModel):
@@ -277,9 +289,11 @@ class STUNet(UNet2DConditionModel):
         """The prediction [B, out_channels, T, H, W] for noisy clips ``sample`` [B, in_channels, T, H, W].
 
         A widened network (``inflate.widen_input``) also takes them with <C, M> behind as more channels; without,
-        nothing is given. diffusers' arguments in diffusers' order, and all of them per clip: ``timestep`` a number or
-        [B], ``encoder_hidden_states`` [B, L, D], ``encoder_attention_mask`` [B, L] (1: keep), class labels and added
-        embeddings [B, ...]. A clip of one frame passes as an image, without the temporal layers.
+        nothing is given. What ``say_given`` said of some other <C, M> can be told as ``said_of_given`` among
+        ``added_cond_kwargs``, beside diffusers' own. diffusers' arguments in diffusers' order, and all of them per
+        clip: ``timestep`` a number or [B], ``encoder_hidden_states`` [B, L, D], ``encoder_attention_mask`` [B, L] (1:
+        keep), class labels and added embeddings [B, ...]. A clip of one frame passes as an image, without the temporal
+        layers.
         Raises ValueError for sizes that the network cannot halve, and for residuals, which no image level could place.
         """
         self._check_clip(sample)
@@ -292,6 +306,9 @@ class STUNet(UNet2DConditionModel):
             )
         ):
             raise ValueError("additional residuals (ControlNet, T2I-Adapter) are not read by a Space-Time U-Net")
+        said: Said | None = (added_cond_kwargs or {}).get("said_of_given")  # type: ignore[assignment]
+        if said is None and self.temporal.words is not None and sample.shape[1] > self.config.in_channels:
+            said = self.say_given(sample[:, self.config.in_channels :])
         time, text = image_unet.hear(
             self,
             sample,
@@ -300,6 +317,8 @@ class STUNet(UNet2DConditionModel):
             class_labels=class_labels,
             timestep_cond=timestep_cond,
             added_cond_kwargs=added_cond_kwargs,
+            said=said,
+            mask=encoder_attention_mask,
         )
         heard = Heard(
             time,
@@ -309,8 +328,17 @@ class STUNet(UNet2DConditionModel):
             cross_attention_kwargs,
         )
         told = self._told(heard, encoder_attention_mask) if self.temporal.hears else None
+        if said is not None:
+            states = self.process_encoder_hidden_states(said.states.to(sample), added_cond_kwargs or {})
+            heard = heard.with_words(states, said.is_said)
         prediction = self._predict(sample, heard, told)
         return UNet2DConditionOutput(prediction) if return_dict else (prediction,)
+
+    def say_given(self, given: Tensor) -> Said:
+        """What is given of clips, <C, M> [B, c, T, H, W], in states of text. Raises ValueError if it is not said."""
+        if self.temporal.words is None:
+            raise ValueError("this network does not say what is given in words (inflate.add_given_words)")
+        return self.temporal.words(given)
 
     def _predict(self, sample: Tensor, heard: Heard, told: Tensor | None) -> Tensor:
         """The way down, through the middle and up: at each level image layers, then a layer that mixes frames."""

@@ -62,6 +62,8 @@ class TemporalSettings(Settings):
     # Whether the blocks that mix frames see <C, M> too, at their level's size: through the first convolution alone it
     # reaches them by way of frozen image layers, which take it for a part of the noisy clip.
     blocks_see_given: bool = False
+    # States of text in which what is given is said to the image layers, too; 0: it is not.
+    words_of_given: int = Field(default=0, ge=0)
 
     @property
     def frames_seen_by_blocks(self) -> int:
@@ -69,9 +71,11 @@ class TemporalSettings(Settings):
         return self.block_kernel_frames or self.kernel_frames
 
     @model_validator(mode="after")
-    def _clock_needs_words(self) -> TemporalSettings:
+    def _needs_what_it_builds_on(self) -> TemporalSettings:
         if self.hears_clock and not self.hears_time_and_text:
             raise ValueError("hears_clock is set without hears_time_and_text, on which what is heard depends")
+        if self.words_of_given and not self.conditioning_channels:
+            raise ValueError("words_of_given is set without conditioning_channels: nothing is given that could be said")
         return self
 
     @field_validator("kernel_frames", "block_kernel_frames", "kernel_px")

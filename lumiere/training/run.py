@@ -50,6 +50,10 @@ def _stage(path: Path) -> tuple[type[Any], Callable[[Any], Callable[[], Path]]]:
             from lumiere.training.stages.conditional import Conditional, ConditionalSettings
 
             return ConditionalSettings, partial(_trainer, Conditional)
+        case "given_words":
+            from lumiere.training.stages.given_words import GivenWordsSettings, GivenWordsTraining
+
+            return GivenWordsSettings, partial(_trainer, GivenWordsTraining)
         case "finetune_clips":
             from lumiere.training.finetune import FineTuning
             from lumiere.training.stages.finetune_clips import FinetuneSettings
@@ -63,5 +67,5 @@ def _stage(path: Path) -> tuple[type[Any], Callable[[Any], Callable[[], Path]]]:
             from lumiere.training.stages.style import StyleSettings, StyleTraining
 
             return StyleSettings, partial(_trainer, StyleTraining)
-    known = "text_to_image, text_to_video, conditional, finetune_clips, super_resolution, style"
+    known = "text_to_image, text_to_video, given_words, conditional, finetune_clips, super_resolution, style"
     raise ValueError(f"{path}: stage is {name!r}; known are {known}")

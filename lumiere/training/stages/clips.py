@@ -16,6 +16,7 @@ from lumiere.conditioning.text import text_encoder_for
 from lumiere.data.batches import Batch
 from lumiere.device import choose_placement
 from lumiere.diffusion.objective import Objective
+from lumiere.model.given_words import Said
 from lumiere.pipeline import LumierePipeline
 from lumiere.training.loop import LoopSettings
 from lumiere.training.noise import NoiseSettings, draw_noise, even_timesteps
@@ -76,7 +77,8 @@ class ClipStage:
             tuple(clean.shape), self.objective.num_timesteps, self.noise, seed=self.loop.seed, step=step
         )
         kept = (luck >= self.caption_dropout).tolist()
-        captions = [caption if keep else "" for caption, keep in zip(batch.captions, kept, strict=True)]
+        captions = self.captions(batch, given, step)
+        captions = [caption if keep else "" for caption, keep in zip(captions, kept, strict=True)]
         return self.denoising(self.network, clean, noise, timesteps, captions, given)
 
     def given(self, batch: Batch, step: int) -> tuple[Tensor, Tensor | None]:
@@ -88,6 +90,10 @@ class ClipStage:
             return batch.clips, None
         seed = self.loop.seed * 1_000_003 + step * 2 + 3_000_000_019
         return self._partly_given(batch, self.mix, torch.Generator().manual_seed(seed))
+
+    def captions(self, batch: Batch, given: Tensor | None, step: int) -> list[str]:
+        """What is said of the clips at a step, of which so much is given."""
+        return batch.captions
 
     def objects(self, batch: Batch) -> Tensor | None:
         """Where the clips' objects are, [B, 1, T, H, W] of 0 and 1, if that is known."""
@@ -101,13 +107,19 @@ class ClipStage:
         timesteps: Tensor,
         captions: list[str],
         given: Tensor | None = None,
+        said: Said | None = None,
     ) -> Tensor:
-        """The loss [B] of ``network`` on clean clips in its own space, noised to ``timesteps``."""
+        """The loss [B] of ``network`` on clean clips in its own space, noised to ``timesteps``.
+
+        Told is <C, M> ``given`` of them, or only what was ``said`` of some.
+        """
+        told = {} if said is None else {"added_cond_kwargs": {"said_of_given": said}}
         text, dtype = self.text.encode(captions), self.unet.dtype
 
         def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
             seen = noisy if given is None else channels_last(torch.cat([noisy, given.to(noisy)], dim=1))
-            return network(seen.to(dtype), timestep, text.states.to(dtype), encoder_attention_mask=text.mask).sample
+            states = text.states.to(dtype)
+            return network(seen.to(dtype), timestep, states, encoder_attention_mask=text.mask, **told).sample
 
         clean, noise = (channels_last(clip.to(self.device)) for clip in (clean, noise))
         return self.objective.loss(predict, clean, noise=noise, timestep=timesteps.to(self.device))

@@ -12,8 +12,9 @@ from lumiere.conditioning.frames import MaskMix, num_channels
 from lumiere.conditioning.text import freeze
 from lumiere.config import Settings
 from lumiere.data.batches import Batch, StorybookBatches, StorybookSettings
+from lumiere.data.captions import terse_caption
 from lumiere.device import choose_placement
-from lumiere.model.inflate import add_clock, show_given_to_blocks, widen_input
+from lumiere.model.inflate import add_clock, add_given_words, show_given_to_blocks, widen_input
 from lumiere.pipeline import LumierePipeline
 from lumiere.training.loop import LoopSettings
 from lumiere.training.noise import NoiseSettings
@@ -32,11 +33,15 @@ class ConditionalSettings(Settings):
     """Let every block that mixes frames see what is given, at its level's size, beside the first convolution."""
     add_clock: bool = False
     """Let every block that mixes frames hear when each frame is."""
+    words_of_given: int = Field(default=0, ge=0)
+    """Say what is given to the image layers in so many states of text, too; 0: leave it as it is."""
     loop: LoopSettings
     data: StorybookSettings = StorybookSettings()
     given: MaskMix = MaskMix()
     """How often what of the clip is given."""
     noise: NoiseSettings = NoiseSettings(mean=2.2, std=1.5)
+    terse_share_of_given: float = Field(default=0.0, ge=0, le=1)
+    """Share of the clips of which a whole frame is given whose caption then only says how the object moves."""
     caption_dropout: float = Field(default=0.1, ge=0, lt=1)
     num_validation_clips: int = Field(default=16, ge=1)
 
@@ -46,6 +51,7 @@ class Conditional(ClipStage):
 
     def __init__(self, settings: ConditionalSettings) -> None:
         settings.given.kinds()
+        self.terse_share = settings.terse_share_of_given
         torch.manual_seed(settings.loop.seed)
         pipeline = LumierePipeline.from_pretrained(settings.start_from)
         if not pipeline.unet.settings.conditioning_channels:
@@ -54,6 +60,8 @@ class Conditional(ClipStage):
             show_given_to_blocks(pipeline.unet)
         if settings.add_clock and not pipeline.unet.settings.hears_clock:
             add_clock(pipeline.unet)
+        if settings.words_of_given and not pipeline.unet.settings.words_of_given:
+            add_given_words(pipeline.unet, settings.words_of_given)
         pipeline.unet.freeze_image()
         pipeline.unet.to(memory_format=torch.channels_last)
         freeze(pipeline.text_encoder)
@@ -69,6 +77,18 @@ class Conditional(ClipStage):
             num_validation_clips=settings.num_validation_clips,
             mix=settings.given,
         )
+
+    def captions(self, batch: Batch, given: Tensor | None, step: int) -> list[str]:
+        """Those of the clips, or where a whole frame is given in some only how the object moves."""
+        if not self.terse_share or given is None:
+            return batch.captions
+        has_frame = given[:, self.codec.channels :].amin((1, 3, 4)).amax(1) > 0
+        generator = torch.Generator().manual_seed(self.loop.seed * 1_000_003 + step * 2 + 4_000_000_037)
+        is_terse = (torch.rand(len(has_frame), generator=generator) < self.terse_share) & has_frame
+        return [
+            terse_caption(scene, generator) if terse and scene.actors else whole
+            for scene, terse, whole in zip(batch.scenes, is_terse.tolist(), batch.captions, strict=True)
+        ]
 
     def objects(self, batch: Batch) -> Tensor:
         """Where the storybook drew the clips' objects."""

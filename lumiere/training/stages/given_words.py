@@ -1,0 +1,155 @@
+"""What is given learns to be said in the image network's words, as the text encoder would say what is to be seen.
+
+No network draws anything for that, so it takes minutes: learned through the image network instead, by what it makes of
+the words, they named night and dusk and stopped there (LOG.md).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from PIL import Image
+from pydantic import Field
+from torch import Tensor, nn
+
+from lumiere.conditioning.frames import MaskMix, num_channels, random_conditioning
+from lumiere.conditioning.text import freeze
+from lumiere.config import Settings
+from lumiere.data.batches import StorybookBatches, StorybookSettings
+from lumiere.data.captions import still_caption, terse_caption
+from lumiere.device import choose_placement
+from lumiere.model.given_words import Said
+from lumiere.model.inflate import add_given_words, widen_input
+from lumiere.pipeline import LumierePipeline
+from lumiere.training.loop import LoopSettings
+from lumiere.training.noise import NoiseSettings, even_timesteps
+from lumiere.training.stages.clips import ClipStage
+from lumiere.video import contact_sheet
+
+NUM_SHOWN = 8
+SHOWN_AT = 0.97
+"""Share of the schedule at which predictions are shown: little more than the scene's colours is left."""
+
+
+class GivenWordsSettings(Settings):
+    """A run of the stage."""
+
+    stage: Literal["given_words"]
+    out: str
+    """Folder of the run."""
+    start_from: str | None
+    """Pipeline folder whose image network is spoken to; null is the one inside the package."""
+    num_words: int = Field(default=8, ge=1)
+    """States of text that are said."""
+    loop: LoopSettings
+    data: StorybookSettings = StorybookSettings(num_frames=2, any_moments=True)
+    """Clips of two frames: part of the first is given; the second is what is drawn by it, to see how well."""
+    given: MaskMix = MaskMix(
+        nothing=0,
+        first_frame=0.7,
+        several_frames=0,
+        outside_boxes=0.1,
+        outside_blobs=0.05,
+        outside_objects=0,
+        inside_boxes=0.15,
+        cinemagraph=0,
+    )
+    """How much of the first frame is given."""
+    num_validation_clips: int = Field(default=64, ge=1)
+
+
+class GivenWordsTraining(ClipStage):
+    """Trains only what says the words. How well the image network draws by them is what is validated."""
+
+    def __init__(self, settings: GivenWordsSettings) -> None:
+        settings.given.kinds()
+        if settings.data.num_frames != 2:
+            raise ValueError(f"data.num_frames is {settings.data.num_frames}; it is 2: one frame is given, one drawn")
+        torch.manual_seed(settings.loop.seed)
+        pipeline = LumierePipeline.from_pretrained(settings.start_from)
+        if not pipeline.unet.settings.conditioning_channels:
+            widen_input(pipeline.unet, num_channels(pipeline.codec))
+        if not pipeline.unet.settings.words_of_given:
+            add_given_words(pipeline.unet, settings.num_words)
+        pipeline.unet.requires_grad_(False)
+        pipeline.unet.temporal.words.requires_grad_(True)
+        pipeline.unet.to(memory_format=torch.channels_last)
+        freeze(pipeline.text_encoder)
+        device = choose_placement(settings.loop.device).device
+        super().__init__(
+            pipeline,
+            StorybookBatches(settings.data, seed=settings.loop.seed, device=device),
+            loop=settings.loop,
+            noise=NoiseSettings(),
+            caption_dropout=0.0,
+            num_validation_clips=settings.num_validation_clips,
+            mix=settings.given,
+        )
+
+    def losses(self, step: int, count: int) -> Tensor:
+        """How far off [B] the words are from the text states of a caption of what is to be seen, of which share."""
+        batch = self.data.batch(step, count)
+        generator = torch.Generator().manual_seed(self.loop.seed * 1_000_003 + step)
+        said = self._said(batch.clips, generator).states.float()
+        wanted = self.text.encode([still_caption(scene) for scene in batch.scenes]).states[:, : said.shape[1]].float()
+        return (said - wanted).square().mean((1, 2)) / wanted.square().mean()
+
+    def validate(self) -> dict[str, float]:
+        """The loss on held-out stills at evenly spread timesteps: with the whole caption; with only the motion's, and
+        another moment of the scene said; and with that caption alone."""
+        batch = self.data.batch(0, self.num_validation_clips, held_out=True)
+        clean = self.codec.encode(batch.clips[:, :, 1:])
+        generator = torch.Generator().manual_seed(1)
+        noise, said = torch.randn(clean.shape, generator=generator), self._said(batch.clips, generator)
+        timesteps, half = even_timesteps(len(clean), self.objective.num_timesteps), len(clean) // 2
+        terse = [terse_caption(scene) for scene in batch.scenes]
+        found: dict[str, float] = {}
+        for name, captions, one in (
+            ("", terse, said),
+            ("_whole_caption", batch.captions, None),
+            ("_untold", terse, None),
+        ):
+            losses = self.denoising(self.unet, clean, noise, timesteps, captions, said=one)
+            found |= {f"loss{name}": float(losses.mean()), f"loss{name}_noisy_half": float(losses[half:].mean())}
+        return found
+
+    def show(self, folder: Path) -> None:
+        """A sheet of held-out scenes, a column each: the given and the true picture, and what the noised true one is
+        taken for when the given is said, when the whole caption is, and when only the motion is."""
+        batch = self.data.batch(0, NUM_SHOWN, held_out=True)
+        clean = self.codec.encode(batch.clips[:, :, 1:])
+        generator = torch.Generator().manual_seed(1)
+        noise, said = torch.randn(clean.shape, generator=generator), self._said(batch.clips, generator)
+        timesteps = torch.full((NUM_SHOWN,), int(SHOWN_AT * self.objective.num_timesteps) - 1)
+        noisy = self.objective.add_noise(clean, noise, timesteps)
+        terse = [terse_caption(scene) for scene in batch.scenes]
+        made = [
+            self.objective.clean_from(self._prediction(self.unet, noisy, timesteps, captions, one), noisy, timesteps)
+            for captions, one in ((terse, said), (batch.captions, None), (terse, None))
+        ]
+        rows = [batch.clips[:, :, :1], batch.clips[:, :, 1:], *(self.codec.decode(one) for one in made)]
+        folder.mkdir(parents=True, exist_ok=True)
+        frames = torch.cat([row.cpu().squeeze(2).transpose(0, 1) for row in rows], dim=1)
+        Image.fromarray(contact_sheet(frames, columns=NUM_SHOWN, scale=3)).save(folder / "told_and_untold.png")
+        (folder / "captions.txt").write_text("\n".join(batch.captions) + "\n")
+
+    def _said(self, clips: Tensor, generator: torch.Generator) -> Said:
+        """What of the first frames is given, said."""
+        assert self.mix is not None
+        drawn = random_conditioning(clips[:, :, :1].cpu(), self.mix, generator)
+        return self.unet.say_given(drawn.encoded(self.codec).to(self.device, self.unet.dtype))
+
+    def _prediction(
+        self, network: nn.Module, noisy: Tensor, timesteps: Tensor, captions: list[str], said: Said | None
+    ) -> Tensor:
+        """What the network predicts for noisy stills [B, C, 1, H, W], in fp32."""
+        text, dtype = self.text.encode(captions), self.unet.dtype
+        return network(
+            noisy.to(self.device, dtype),
+            timesteps.to(self.device),
+            text.states.to(dtype),
+            encoder_attention_mask=text.mask,
+            added_cond_kwargs={} if said is None else {"said_of_given": said},
+        ).sample.float()
