@@ -151,7 +151,13 @@ def test_words_are_trained_alone_on_pairs_of_stills(tmp_path: Path, image_networ
     for scene, short, whole, frame in zip(batch.scenes, captions, batch.captions, has_frame.tolist(), strict=True):
         assert (short != whole) == frame, (short, whole)
         assert not frame or scene.background not in short
-    assert stage.losses(0, 2).isfinite().all()
+    losses = stage.losses(0, 2)
+    assert losses.isfinite().all()
+    # What says the words stays as it was trained, unless asked for.
+    trained = {name for name, weight in stage.unet.named_parameters() if weight.requires_grad}
+    assert not any(".words." in name for name in trained) and "temporal.given.weight" in trained
+    settings = load_settings(ConditionalSettings, find_recipe("conditional_smoke"), [*options, "--train_words", "true"])
+    assert all(weight.requires_grad for weight in Conditional(settings).unet.temporal.words.parameters())
 
 
 def test_frames_at_any_moments_are_of_one_scene() -> None:

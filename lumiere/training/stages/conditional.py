@@ -35,6 +35,8 @@ class ConditionalSettings(Settings):
     """Let every block that mixes frames hear when each frame is."""
     words_of_given: int = Field(default=0, ge=0)
     """Say what is given to the image layers in so many states of text, too; 0: leave it as it is."""
+    train_words: bool = False
+    """Train those words, too. Left to the loss on clips, trained ones forgot which object is seen (LOG.md)."""
     loop: LoopSettings
     data: StorybookSettings = StorybookSettings()
     given: MaskMix = MaskMix()
@@ -63,6 +65,8 @@ class Conditional(ClipStage):
         if settings.words_of_given and not pipeline.unet.settings.words_of_given:
             add_given_words(pipeline.unet, settings.words_of_given)
         pipeline.unet.freeze_image()
+        if pipeline.unet.temporal.words is not None and not settings.train_words:
+            pipeline.unet.temporal.words.requires_grad_(False)
         pipeline.unet.to(memory_format=torch.channels_last)
         freeze(pipeline.text_encoder)
         pipeline.register_to_config(num_frames=settings.data.num_frames)
