@@ -133,7 +133,7 @@ class SuperResolutionStage(DiffusionPipeline):
         Raises ValueError for any other folder.
         """
         place = Path(folder)
-        name = _pipeline_name(place)
+        name = pipeline_name(place)
         if name == cls.__name__:
             return cls.from_pretrained(place, local_files_only=True, use_safetensors=True, **options)
         if name not in _PUBLISHED:
@@ -476,7 +476,7 @@ def _published(folder: Path, name: str, **options: Any) -> SuperResolutionStage:
     """The stage of a published upscaler's folder."""
     renamed, settings = _PUBLISHED[name]
     parts = {**renamed, "scheduler": "scheduler", "text_encoder": "text_encoder", "tokenizer": "tokenizer"}
-    loaded = {part: _component(folder, theirs, **options) for part, theirs in parts.items()}
+    loaded = {part: load_component(folder, theirs, **options) for part, theirs in parts.items()}
     scheduler = loaded["scheduler"]
     if str(scheduler.config.get("variance_type")).startswith("learned"):
         # The temporal layers are trained on the prediction alone, so the learned variance is not used.
@@ -493,24 +493,29 @@ def _network(folder: Path, **options: Any) -> STUNet:
     return STUNet.from_image_unet(unet, temporal=TemporalSettings(halve_time=(False,) * halvings))
 
 
-def _component(folder: Path, name: str, **options: Any) -> Any:
-    """A part of a diffusers folder by the class that its model_index.json names; None where there is none."""
-    library, class_name = _index(folder).get(name) or (None, None)
+def load_component(folder: Path, name: str, **options: Any) -> Any:
+    """A part of a diffusers folder by the class that its model_index.json names; None where there is none.
+
+    ``options`` are for those with weights.
+    """
+    library, class_name = folder_index(folder).get(name) or (None, None)
     if library is None or class_name is None or not (folder / name).is_dir():
         return None
     options = {} if "Scheduler" in class_name or "Tokenizer" in class_name else options
     return getattr(import_module(library), class_name).from_pretrained(folder / name, local_files_only=True, **options)
 
 
-def _index(folder: Path) -> dict[str, Any]:
+def folder_index(folder: Path) -> dict[str, Any]:
+    """What a folder's model_index.json says. Raises ValueError where there is none."""
     path = folder / "model_index.json"
     if not path.is_file():
-        raise ValueError(f"{folder} holds no model_index.json, so it is no stage in diffusers' layout")
+        raise ValueError(f"{folder} holds no model_index.json, so it is no model in diffusers' layout")
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _pipeline_name(folder: Path) -> str:
-    return str(_index(folder).get("_class_name"))
+def pipeline_name(folder: Path) -> str:
+    """The class of diffusers, or ours, whose folder this is."""
+    return str(folder_index(folder).get("_class_name"))
 
 
 def _typed(dtype: Any) -> dict[str, Any]:
