@@ -134,6 +134,7 @@ def inflate_model(
     else:
         parts, name, index = _folder(source, dtype)
     if name in STAGES:
+        notes: tuple[str, ...]
         model: LumierePipeline | SuperResolutionStage = SuperResolutionStage.from_folder(source, **_typed(dtype))
         unet, notes = model.unet, ("every frame is made by itself: its temporal layers are to be trained",)
     else:
@@ -169,7 +170,12 @@ def memory_bytes(pipeline: LumierePipeline, num_frames: int, height: int, width:
     if pipeline.vae is not None:
         width_of_vae = pipeline.vae.config.block_out_channels[0]
         found["vae"] = (
-            FEATURES_HELD * pipeline.codec.chunk * height * width * width_of_vae * pipeline.vae.dtype.itemsize
+            FEATURES_HELD
+            * getattr(pipeline.codec, "chunk", 1)
+            * height
+            * width
+            * width_of_vae
+            * pipeline.vae.dtype.itemsize
         )
     return found
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from lumiere.backbones import inflate_model
 from lumiere.codec import Latents
 from lumiere.pipeline import LumierePipeline
+from tests.original_format import write_single_file
 from tests.tiny_text_to_image import MODELS, stable_diffusion
 
 PROMPT = "A red ball bounces "
@@ -223,3 +224,18 @@ def test_the_command_says_what_came_from_where(
     assert pipeline.config.num_frames == 8 and pipeline.unet.dtype == torch.bfloat16
     assert main(["inflate", str(sources["sdxl"] / "unet"), str(tmp_path / "bare"), "--motion", "x"]) == 2
     assert "whole models" in capsys.readouterr().err
+
+
+def test_a_single_file_is_read_with_the_vocabulary_of_a_folder_like_it(
+    sources: dict[str, Path], tmp_path: Path
+) -> None:
+    file = write_single_file(sources["sd1"], tmp_path / "model.safetensors")
+    inflate_model(file, tmp_path / "from_file", num_frames=FRAMES, like=sources["sd1"])
+    inflate_model(sources["sd1"], tmp_path / "from_folder", num_frames=FRAMES)
+    clips = []
+    for name in ("from_file", "from_folder"):
+        pipeline = LumierePipeline.from_pretrained(tmp_path / name)
+        clips.append(pipeline(PROMPT, generator=torch.Generator().manual_seed(1), num_inference_steps=2).frames)
+    assert np.abs(clips[0] - clips[1]).max() < 1e-5
+    with pytest.raises(ValueError, match="single file is like"):
+        inflate_model(file, tmp_path / "other", like=sources["if1"])
