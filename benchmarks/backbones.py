@@ -4,7 +4,8 @@
 
 The image network has the shape of Stable Diffusion 1.5 and random weights. Each network runs in a process of its own,
 so that its peak memory is its own; both see the same latents of ``frames`` frames of ``size`` x ``size`` pixels.
-Printed are time, GFLOP/s, the peak of the memory, and how it falls when fewer frames go through the image layers at once.
+Printed are time, GFLOP/s, the peak of the memory, and how it falls when fewer frames go through the image layers at
+once.
 """
 
 from __future__ import annotations

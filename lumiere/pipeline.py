@@ -156,6 +156,50 @@ class LumierePipeline(DiffusionPipeline):
         is_told_sizes = self.unet.config.addition_embed_type == "text_time"
         return states.told_size(height, width) if is_told_sizes else states
 
+    @torch.no_grad()
+    def encode_prompt(
+        self,
+        prompt: str | Sequence[str],
+        negative_prompt: str | Sequence[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+    ) -> tuple[TextStates, TextStates]:
+        """What a call makes of prompts and negative ones, to be given to calls as ``prompt_embeds`` and
+        ``negative_prompt_embeds``: encoded once, for any number of clips, after which large text encoders can go
+        (``free_text_encoders``). ``height`` and ``width`` in pixels of the base's clips; None: its own."""
+        prompts = _prompts(prompt, 1)
+        own = self.default_size
+        size = (own[0] if height is None else height, own[1] if width is None else width)
+        negatives = self._negatives(negative_prompt, prompts, 1, scale=2)
+        return self.read(prompts, *size), self.read(negatives, *size)
+
+    def free_text_encoders(self) -> None:
+        """Forget the text encoders, whose memory is then free; from now on calls take ``prompt_embeds``."""
+        self.register_modules(text_encoder=None, text_encoder_2=None)
+
+    def _checked_embeds(
+        self,
+        prompt: str | Sequence[str] | None,
+        negative_prompt: str | Sequence[str] | None,
+        embeds: TextStates | None,
+        negative_embeds: TextStates | None,
+    ) -> tuple[TextStates, TextStates] | None:
+        """The states of prompts and negative ones that a call was given, if any; refused beside prompts."""
+        if embeds is None and negative_embeds is None:
+            if prompt is None:
+                raise ValueError("neither prompt nor prompt_embeds; give one of them")
+            if self.text_encoder is None:
+                raise ValueError("the text encoders were freed; give prompt_embeds and negative_prompt_embeds")
+            return None
+        if prompt is not None or negative_prompt is not None:
+            raise ValueError("prompt_embeds take the place of prompts; give only one of both")
+        if embeds is None or negative_embeds is None or len(embeds.states) != len(negative_embeds.states):
+            raise ValueError("prompt_embeds and negative_prompt_embeds are given together, of as many prompts")
+        stages = () if self.super_resolution is None else self.super_resolution.stages
+        if any(stage.text_encoder is not None for stage in stages):
+            raise ValueError("a super-resolution stage has a text encoder of its own and needs prompts")
+        return embeds, negative_embeds
+
     @property
     def default_size(self) -> tuple[int, int]:
         """(height, width) in pixels of the base's clips when a call does not say."""
@@ -173,7 +217,7 @@ class LumierePipeline(DiffusionPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        prompt: str | Sequence[str],
+        prompt: str | Sequence[str] | None = None,
         num_frames: int | None = None,
         height: int | None = None,
         width: int | None = None,
@@ -188,6 +232,8 @@ class LumierePipeline(DiffusionPipeline):
         num_videos_per_prompt: int = 1,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         latents: Tensor | None = None,
+        prompt_embeds: TextStates | None = None,
+        negative_prompt_embeds: TextStates | None = None,
         output_type: str = "np",
         return_dict: bool = True,
         callback_on_step_end: StepCallback | None = None,
@@ -204,10 +250,12 @@ class LumierePipeline(DiffusionPipeline):
         in that size too, is a clip to start from instead of noise: it is noised, and the last ``strength`` (above 0,
         up to 1) of the steps are taken from there; 1 is noise alone. A callback may ask for "latents"
         and for "clean", the clip that the network had in mind at that step; the latents that it returns are gone on
-        with. ``on_super_resolution_step`` is told of every step of super-resolution. Raises ValueError before long
-        work for what cannot be done, and at the first step whose clip is not made of numbers.
+        with. ``prompt_embeds`` and ``negative_prompt_embeds``, as ``encode_prompt`` gives them for a prompt each, take
+        the place of prompts. ``on_super_resolution_step`` is told of every step of super-resolution. Raises ValueError
+        before long work for what cannot be done, and at the first step whose clip is not made of numbers.
         """
-        prompts = _prompts(prompt, num_videos_per_prompt)
+        embeds = self._checked_embeds(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
+        prompts = _prompts([""] * len(embeds[0].states) if embeds else prompt or [], num_videos_per_prompt)
         steps = self.config.default_steps if num_inference_steps is None else num_inference_steps
         scale = self.config.default_guidance_scale if guidance_scale is None else guidance_scale
         negatives = self._negatives(negative_prompt, prompts, num_videos_per_prompt, scale)
@@ -215,7 +263,11 @@ class LumierePipeline(DiffusionPipeline):
         generators = clip_generators(generator, len(prompts))
         asked = self._checked_options(steps, output_type, callback_on_step_end_tensor_inputs)
 
-        states = self._states(prompts, negatives, shape)
+        if embeds is None:
+            states = self._states(prompts, negatives, shape)
+        else:
+            place = (self._execution_device, self.unet.dtype)
+            states = tuple(one.repeated(num_videos_per_prompt).to(*place) for one in embeds)
         sharpener = self.super_resolution if super_resolution else None
         enlarged = 1 if sharpener is None else sharpener.scale
         given = self._checked_given(conditioning, shape, enlarged)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from lumiere.codec import Codec, Latents, PixelBlocks
 from lumiere.conditioning.frames import Conditioning
-from lumiere.conditioning.text import TextStates, text_encoder_for
+from lumiere.conditioning.text import DEEPFLOYD_READING, Reading, TextStates, text_encoder_for
 from lumiere.diffusion.denoiser import Beside, Denoiser, Guided, Window, bounded
 from lumiere.diffusion.multidiffusion import WindowDenoiser, Windowed, clip_windows
 from lumiere.diffusion.sample import Step, draw_frame_noise, mixed_generator, sample
@@ -54,7 +54,8 @@ class SuperResolutionStage(DiffusionPipeline):
     not cut) with their overlaps are how much goes through the network at once. ``noise_level`` is the timestep of
     ``low_res_scheduler`` to which the small clip is noised. With ``predicts_change`` the network says how the clean
     large clip differs from the small one's enlargement; with ``tapers_windows`` a window counts less toward its borders
-    where it is merged with others. Without a text encoder of its own a stage is given states.
+    where it is merged with others. Without a text encoder of its own a stage is given states; ``reading`` is how its
+    network was used to prompts being read.
     """
 
     # What model_index.json names, and diffusers looks up on loading: saved folders outlive a move of this file.
@@ -90,6 +91,7 @@ class SuperResolutionStage(DiffusionPipeline):
         timestep_shift: float = 1.0,
         predicts_change: bool = False,
         tapers_windows: bool = True,
+        reading: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -115,6 +117,7 @@ class SuperResolutionStage(DiffusionPipeline):
             timestep_shift=timestep_shift,
             predicts_change=predicts_change,
             tapers_windows=tapers_windows,
+            reading=reading,
         )
         if predicts_change and scheduler.config.prediction_type != "sample":
             raise ValueError(
@@ -255,7 +258,8 @@ class SuperResolutionStage(DiffusionPipeline):
         """The states of the prompts and of the negative ones, one of each for every clip."""
         if self.text_encoder is None:
             raise ValueError("this stage has no text encoder of its own; give it the states of another's")
-        encoder = text_encoder_for(self.tokenizer, self.text_encoder)
+        reading = None if self.config.reading is None else Reading(**self.config.reading)
+        encoder = text_encoder_for(self.tokenizer, self.text_encoder, reading=reading)
         texts = [
             [given or ""] * count if isinstance(given, str | None) else list(given) for given in (prompt, negative)
         ]
@@ -467,6 +471,7 @@ _PUBLISHED: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
             "noise_level": 250,
             "default_steps": 50,
             "default_guidance_scale": 4.0,
+            "reading": DEEPFLOYD_READING.as_dict(),
         },
     ),
 }

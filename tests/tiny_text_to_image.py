@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import io
-import json
 from pathlib import Path
 from typing import Any
 
-import sentencepiece
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -15,22 +12,14 @@ from diffusers import (
     DDPMScheduler,
     DiffusionPipeline,
     IFPipeline,
+    IFSuperResolutionPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
 )
-from transformers import (
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTextModelWithProjection,
-    CLIPTokenizer,
-    T5Config,
-    T5EncoderModel,
-    T5Tokenizer,
-)
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-from tests.tiny_unets import _build, deepfloyd_1
-
-TEXT = ("a red ball bounces slowly on the beach", "a blue star spins in the night", "A green tree slides left")
+from tests.tiny_text import clip_text, t5_encoder, t5_tokenizer
+from tests.tiny_unets import _build, deepfloyd_1, deepfloyd_2
 
 
 def stable_diffusion(folder: Path) -> Path:
@@ -40,8 +29,7 @@ def stable_diffusion(folder: Path) -> Path:
         StableDiffusionPipeline(
             unet=unet,
             vae=vae(),
-            text_encoder=clip(CLIPTextModel, 12),
-            tokenizer=clip_tokenizer(folder),
+            **_clip(folder, CLIPTextModel, 12),
             scheduler=noise_schedule("epsilon"),
             safety_checker=None,
             feature_extractor=None,
@@ -66,8 +54,7 @@ def stable_diffusion_2(folder: Path) -> Path:
         StableDiffusionPipeline(
             unet=unet,
             vae=vae(),
-            text_encoder=clip(CLIPTextModel, 12),
-            tokenizer=clip_tokenizer(folder),
+            **_clip(folder, CLIPTextModel, 12),
             scheduler=noise_schedule("v_prediction"),
             safety_checker=None,
             feature_extractor=None,
@@ -91,16 +78,14 @@ def stable_diffusion_xl(folder: Path) -> Path:
         use_linear_projection=True,
         addition_embed_type="text_time",
         addition_time_embed_dim=4,
-        projection_class_embeddings_input_dim=10 + 6 * 4,
+        projection_class_embeddings_input_dim=6 + 6 * 4,
     )
     return _saved(
         StableDiffusionXLPipeline(
             unet=unet,
             vae=vae(force_upcast=True),
-            text_encoder=clip(CLIPTextModel, 12),
-            text_encoder_2=clip(CLIPTextModelWithProjection, 20, projection_dim=10),
-            tokenizer=clip_tokenizer(folder),
-            tokenizer_2=clip_tokenizer(folder),
+            **_clip(folder, CLIPTextModel, 12),
+            **_clip(folder, CLIPTextModelWithProjection, 20, suffix="_2"),
             scheduler=noise_schedule("epsilon"),
             add_watermarker=False,
         ),
@@ -110,27 +95,34 @@ def stable_diffusion_xl(folder: Path) -> Path:
 
 def deepfloyd(folder: Path) -> Path:
     """DeepFloyd IF I: T5, pixels, learned variance."""
-    tokenizer = t5_tokenizer(folder)
-    config = T5Config(
-        vocab_size=len(tokenizer),
-        d_model=10,
-        d_kv=5,
-        d_ff=20,
-        num_layers=2,
-        num_heads=2,
-        feed_forward_proj="gated-gelu",
-    )
     return _saved(
         IFPipeline(
             unet=deepfloyd_1(),
-            text_encoder=_seeded(lambda: T5EncoderModel(config)),
-            tokenizer=tokenizer,
+            **_t5(folder),
             scheduler=DDPMScheduler(
-                beta_schedule="squaredcos_cap_v2",
+                # DeepFloyd's own (squaredcos_cap_v2) multiplies rounding by 20,000 at its noisiest timestep.
+                beta_schedule="linear",
                 variance_type="learned_range",
                 thresholding=True,
                 sample_max_value=1.5,
             ),
+            safety_checker=None,
+            feature_extractor=None,
+            watermarker=None,
+            requires_safety_checker=False,
+        ),
+        folder,
+    )
+
+
+def deepfloyd_second(folder: Path) -> Path:
+    """DeepFloyd IF II."""
+    return _saved(
+        IFSuperResolutionPipeline(
+            unet=deepfloyd_2(),
+            **_t5(folder),
+            scheduler=DDPMScheduler(variance_type="learned_range", clip_sample=False, thresholding=True),
+            image_noising_scheduler=DDPMScheduler(beta_schedule="squaredcos_cap_v2"),
             safety_checker=None,
             feature_extractor=None,
             watermarker=None,
@@ -168,51 +160,6 @@ def vae(**settings: Any) -> AutoencoderKL:
     ).eval()
 
 
-def clip(kind: type, width: int, **settings: Any) -> Any:
-    """A CLIP text encoder with states of ``width``."""
-    config = CLIPTextConfig(
-        vocab_size=len(_clip_vocabulary()),
-        hidden_size=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        max_position_embeddings=16,
-        bos_token_id=len(_clip_vocabulary()) - 2,
-        eos_token_id=len(_clip_vocabulary()) - 1,
-        **settings,
-    )
-    return _seeded(lambda: kind(config)).eval()
-
-
-def clip_tokenizer(folder: Path) -> CLIPTokenizer:
-    """A CLIP tokenizer of single letters."""
-    place = folder.parent / f"{folder.name}-clip"
-    place.mkdir(parents=True, exist_ok=True)
-    (place / "vocab.json").write_text(json.dumps(_clip_vocabulary()))
-    (place / "merges.txt").write_text("#version: 0.2\n")
-    return CLIPTokenizer.from_pretrained(place, model_max_length=16)
-
-
-def t5_tokenizer(folder: Path) -> T5Tokenizer:
-    """A T5 tokenizer from a spiece.model, as DeepFloyd IF's folders have it."""
-    place = folder.parent / f"{folder.name}-t5"
-    place.mkdir(parents=True, exist_ok=True)
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([text.lower() for text in TEXT] * 10),
-        model_writer=model,
-        vocab_size=30,
-        model_type="unigram",
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        bos_id=-1,
-        minloglevel=2,
-    )
-    (place / "spiece.model").write_bytes(model.getvalue())
-    return T5Tokenizer.from_pretrained(place, extra_ids=0)
-
-
 def noise_schedule(prediction: str) -> DDIMScheduler:
     """Stable Diffusion's, with a sampler that draws no noise of its own."""
     return DDIMScheduler(
@@ -227,10 +174,20 @@ def noise_schedule(prediction: str) -> DDIMScheduler:
     )
 
 
-def _clip_vocabulary() -> dict[str, int]:
-    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
-    tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    return {token: index for index, token in enumerate(tokens)}
+def _clip(folder: Path, kind: type, width: int, *, suffix: str = "") -> dict[str, Any]:
+    text = clip_text(_beside(folder), kind, width=width, num_layers=3)
+    return {f"tokenizer{suffix}": text.tokenizer, f"text_encoder{suffix}": text.text_encoder}
+
+
+def _t5(folder: Path) -> dict[str, Any]:
+    tokenizer = t5_tokenizer(_beside(folder))
+    return {"tokenizer": tokenizer, "text_encoder": t5_encoder(len(tokenizer), width=10)}
+
+
+def _beside(folder: Path) -> Path:
+    place = folder.parent / f"{folder.name}-text"
+    place.mkdir(parents=True, exist_ok=True)
+    return place
 
 
 def _seeded(make: Any) -> Any:

@@ -37,6 +37,11 @@ class TextStates:
             None if self.sizes is None else self.sizes.to(device, dtype),
         )
 
+    def repeated(self, count: int) -> TextStates:
+        """Those of each prompt ``count`` times in a row."""
+        parts = (self.states, self.mask, self.pooled, self.sizes)
+        return TextStates(*(None if part is None else part.repeat_interleave(count, 0) for part in parts))
+
     def told_size(self, height: int, width: int) -> TextStates:
         """The same for a network that is told how large its pictures are: whole ones of ``height`` x ``width`` pixels.
 
