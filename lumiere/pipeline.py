@@ -267,7 +267,8 @@ class LumierePipeline(DiffusionPipeline):
             states = self._states(prompts, negatives, shape)
         else:
             place = (self._execution_device, self.unet.dtype)
-            states = tuple(one.repeated(num_videos_per_prompt).to(*place) for one in embeds)
+            told, not_told = (one.repeated(num_videos_per_prompt).to(*place) for one in embeds)
+            states = told, not_told
         sharpener = self.super_resolution if super_resolution else None
         enlarged = 1 if sharpener is None else sharpener.scale
         given = self._checked_given(conditioning, shape, enlarged)

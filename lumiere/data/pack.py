@@ -84,9 +84,10 @@ def pack(
         reasons = "; ".join(f"{one.name}: {one.dropped}" for one in scanned[:5])
         raise ValueError(f"nothing of {path} can be packed ({reasons}; see {out / 'report.html'})")
     size = settings.videos_per_shard
+    groups = [used[start : start + size] for start in range(0, len(used), size)]
     jobs = [
-        Job(place, *zip(*used[start : start + size], strict=True), folder=out, fps=settings.fps)  # type: ignore[arg-type]
-        for place, start in enumerate(range(0, len(used), size))
+        Job(place, tuple(one for one, _ in group), tuple(other for _, other in group), out, settings.fps)
+        for place, group in enumerate(groups)
     ]
     own = [job for job in jobs if job.number % count == number]
     missing = [job for job in own if not is_whole(job.tar)]

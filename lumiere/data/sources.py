@@ -139,10 +139,10 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a manifest."""
     if path.suffix == ".parquet":
         try:
-            import pyarrow.parquet
+            from pyarrow import parquet  # type: ignore[import-not-found]
         except ImportError:
             raise ValueError(f"{path}: Parquet needs pyarrow (pip install pyarrow), or write it as CSV") from None
-        return list(pyarrow.parquet.read_table(path).to_pylist())
+        return list(parquet.read_table(path).to_pylist())
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
