@@ -39,8 +39,10 @@ class TextStates:
 
     def repeated(self, count: int) -> TextStates:
         """Those of each prompt ``count`` times in a row."""
-        parts = (self.states, self.mask, self.pooled, self.sizes)
-        return TextStates(*(None if part is None else part.repeat_interleave(count, 0) for part in parts))
+        mask, pooled, sizes = (
+            None if part is None else part.repeat_interleave(count, 0) for part in (self.mask, self.pooled, self.sizes)
+        )
+        return TextStates(self.states.repeat_interleave(count, 0), mask, pooled, sizes)
 
     def told_size(self, height: int, width: int) -> TextStates:
         """The same for a network that is told how large its pictures are: whole ones of ``height`` x ``width`` pixels.
