@@ -75,7 +75,10 @@ class PixelBlocks:
 
 
 class Latents:
-    """The latents of a diffusers ``AutoencoderKL``, frame by frame: ``chunk`` frames at once, so memory stays flat."""
+    """The latents of a diffusers ``AutoencoderKL``, frame by frame: ``chunk`` frames at once, so memory stays flat.
+
+    The VAE's own slicing and tiling (``vae.enable_tiling()``) make single frames cheaper.
+    """
 
     def __init__(self, vae: Any, *, chunk: int = 1) -> None:
         self.vae, self.chunk = vae, chunk
@@ -90,27 +93,39 @@ class Latents:
         """How many pixels wide one position of the network's grid is."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
+    @property
+    def _network(self) -> Any:
+        """The VAE; in fp32 where half precision overflows in it (SDXL's), which gives black frames."""
+        if self.vae.dtype == torch.float16 and self.vae.config.get("force_upcast"):
+            self.vae.to(torch.float32)
+        return self.vae
+
     @torch.no_grad()
     def encode(self, clip: Tensor) -> Tensor:
         """The most likely latents [B, C, T, H/factor, W/factor] of a clip [B, 3, T, H, W], in the network's scale."""
-        shift, scale = self._shift_and_scale()
+        vae = self._network
         parts = [
-            self.vae.encode(frames.to(self.vae.device, self.vae.dtype)).latent_dist.mode().to(clip)
+            vae.encode(frames.to(vae.device, vae.dtype)).latent_dist.mode().to(clip)
             for frames in fold_time(clip).split(self.chunk)
         ]
+        shift, scale = self._shift_and_scale(clip)
         return unfold_time((torch.cat(parts) - shift) * scale, clip.shape[2])
 
     @torch.no_grad()
     def decode(self, encoded: Tensor) -> Tensor:
         """The clip [B, 3, T, H, W] of latents."""
-        shift, scale = self._shift_and_scale()
+        vae = self._network
+        shift, scale = self._shift_and_scale(encoded)
         frames = fold_time(encoded) / scale + shift
-        parts = [
-            self.vae.decode(part.to(self.vae.device, self.vae.dtype)).sample.to(encoded)
-            for part in frames.split(self.chunk)
-        ]
+        parts = [vae.decode(part.to(vae.device, vae.dtype)).sample.to(encoded) for part in frames.split(self.chunk)]
         return unfold_time(torch.cat(parts), encoded.shape[2])
 
-    def _shift_and_scale(self) -> tuple[float, float]:
+    def _shift_and_scale(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """What is taken from latents, and what they are multiplied with then: numbers, or one for each channel."""
         config = self.vae.config
-        return float(config.get("shift_factor") or 0.0), float(config.scaling_factor)
+        mean, deviation = config.get("latents_mean"), config.get("latents_std")
+        shift = torch.tensor(float(config.get("shift_factor") or 0.0))
+        scale = torch.tensor(float(config.scaling_factor))
+        if mean is not None and deviation is not None:
+            shift, scale = torch.tensor(mean).view(1, -1, 1, 1), scale / torch.tensor(deviation).view(1, -1, 1, 1)
+        return shift.to(like), scale.to(like)

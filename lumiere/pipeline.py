@@ -18,9 +18,9 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lumiere.codec import PixelBlocks
+from lumiere.codec import Codec, Latents, PixelBlocks
 from lumiere.conditioning.frames import Conditioning
-from lumiere.conditioning.text import TextStates, text_encoder_for, text_notes
+from lumiere.conditioning.text import Reading, TextEncoder, TextStates, text_encoder_for, text_notes
 from lumiere.diffusion.denoiser import Beside, Denoiser, Guided, bounded
 from lumiere.diffusion.multidiffusion import Windowed, clip_windows
 from lumiere.diffusion.sample import Step, draw_noise, num_steps_taken, sample
@@ -49,7 +49,9 @@ class LumierePipeline(DiffusionPipeline):
     """Text to video: a text encoder, a Space-Time U-Net that makes all frames at once, and a scheduler; then, where
     there is one, super-resolution that makes the clip larger.
 
-    ``pixel_block_size`` says how pixels become the network's channels. The other settings are what a call uses when
+    With a ``vae`` the network works on its latents, else on pixels, in blocks of ``pixel_block_size``. SDXL has a
+    second text encoder; ``reading`` (``conditioning.text.Reading``) is how its network was used to prompts being read.
+    The other settings are what a call uses when
     it is not told otherwise; they belong to the weights and are saved with them. More than ``num_frames`` are made in
     windows of so many that overlap by half (temporal MultiDiffusion). ``height`` and ``width`` None mean
     the network's own size. ``guidance_interval`` is the part of the noise schedule, 0 (clean) to 1 (noise), in which
@@ -58,8 +60,11 @@ class LumierePipeline(DiffusionPipeline):
 
     scheduler: Any
     super_resolution: Any
-    _optional_components: ClassVar[list[str]] = ["super_resolution"]
-    model_cpu_offload_seq = "text_encoder->unet->super_resolution"
+    vae: Any
+    text_encoder_2: Any
+    tokenizer_2: Any
+    _optional_components: ClassVar[list[str]] = ["super_resolution", "vae", "text_encoder_2", "tokenizer_2"]
+    model_cpu_offload_seq = "text_encoder->text_encoder_2->unet->vae->super_resolution"
     _callback_tensor_inputs = ("latents", "clean")
 
     def __init__(
@@ -69,6 +74,10 @@ class LumierePipeline(DiffusionPipeline):
         text_encoder: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         super_resolution: SuperResolution | None = None,
+        vae: Any = None,
+        text_encoder_2: PreTrainedModel | None = None,
+        tokenizer_2: PreTrainedTokenizerBase | None = None,
+        reading: dict[str, Any] | None = None,
         pixel_block_size: int = 1,
         num_frames: int = 80,
         height: int | None = None,
@@ -90,8 +99,12 @@ class LumierePipeline(DiffusionPipeline):
             text_encoder=text_encoder,
             tokenizer=tokenizer,
             super_resolution=super_resolution,
+            vae=vae,
+            text_encoder_2=text_encoder_2,
+            tokenizer_2=tokenizer_2,
         )
         self.register_to_config(
+            reading=reading,
             pixel_block_size=pixel_block_size,
             num_frames=num_frames,
             height=height,
@@ -102,7 +115,7 @@ class LumierePipeline(DiffusionPipeline):
             guidance_rescale=guidance_rescale,
             timestep_shift=timestep_shift,
         )
-        self.codec = PixelBlocks(pixel_block_size)
+        self.codec: Codec = PixelBlocks(pixel_block_size) if vae is None else Latents(vae)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path | None = None, **kwargs: Any) -> LumierePipeline:
@@ -131,6 +144,63 @@ class LumierePipeline(DiffusionPipeline):
         return self
 
     @property
+    def text(self) -> TextEncoder:
+        """What reads prompts as the image network was used to."""
+        reading = None if self.config.reading is None else Reading(**self.config.reading)
+        second = None if self.text_encoder_2 is None else (self.tokenizer_2, self.text_encoder_2)
+        return text_encoder_for(self.tokenizer, self.text_encoder, second=second, reading=reading)
+
+    def read(self, prompts: Sequence[str], height: int, width: int) -> TextStates:
+        """What the network is told of prompts for clips of so many pixels."""
+        states = self.text.encode(prompts)
+        is_told_sizes = self.unet.config.addition_embed_type == "text_time"
+        return states.told_size(height, width) if is_told_sizes else states
+
+    @torch.no_grad()
+    def encode_prompt(
+        self,
+        prompt: str | Sequence[str],
+        negative_prompt: str | Sequence[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+    ) -> tuple[TextStates, TextStates]:
+        """What a call makes of prompts and negative ones, to be given to calls as ``prompt_embeds`` and
+        ``negative_prompt_embeds``: encoded once, for any number of clips, after which large text encoders can go
+        (``free_text_encoders``). ``height`` and ``width`` in pixels of the base's clips; None: its own."""
+        prompts = _prompts(prompt, 1)
+        own = self.default_size
+        size = (own[0] if height is None else height, own[1] if width is None else width)
+        negatives = self._negatives(negative_prompt, prompts, 1, scale=2)
+        return self.read(prompts, *size), self.read(negatives, *size)
+
+    def free_text_encoders(self) -> None:
+        """Forget the text encoders, whose memory is then free; from now on calls take ``prompt_embeds``."""
+        self.register_modules(text_encoder=None, text_encoder_2=None)
+
+    def _checked_embeds(
+        self,
+        prompt: str | Sequence[str] | None,
+        negative_prompt: str | Sequence[str] | None,
+        embeds: TextStates | None,
+        negative_embeds: TextStates | None,
+    ) -> tuple[TextStates, TextStates] | None:
+        """The states of prompts and negative ones that a call was given, if any; refused beside prompts."""
+        if embeds is None and negative_embeds is None:
+            if prompt is None:
+                raise ValueError("neither prompt nor prompt_embeds; give one of them")
+            if self.text_encoder is None:
+                raise ValueError("the text encoders were freed; give prompt_embeds and negative_prompt_embeds")
+            return None
+        if prompt is not None or negative_prompt is not None:
+            raise ValueError("prompt_embeds take the place of prompts; give only one of both")
+        if embeds is None or negative_embeds is None or len(embeds.states) != len(negative_embeds.states):
+            raise ValueError("prompt_embeds and negative_prompt_embeds are given together, of as many prompts")
+        stages = () if self.super_resolution is None else self.super_resolution.stages
+        if any(stage.text_encoder is not None for stage in stages):
+            raise ValueError("a super-resolution stage has a text encoder of its own and needs prompts")
+        return embeds, negative_embeds
+
+    @property
     def default_size(self) -> tuple[int, int]:
         """(height, width) in pixels of the base's clips when a call does not say."""
         grid = self.unet.config.sample_size or 0
@@ -147,7 +217,7 @@ class LumierePipeline(DiffusionPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        prompt: str | Sequence[str],
+        prompt: str | Sequence[str] | None = None,
         num_frames: int | None = None,
         height: int | None = None,
         width: int | None = None,
@@ -162,6 +232,8 @@ class LumierePipeline(DiffusionPipeline):
         num_videos_per_prompt: int = 1,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         latents: Tensor | None = None,
+        prompt_embeds: TextStates | None = None,
+        negative_prompt_embeds: TextStates | None = None,
         output_type: str = "np",
         return_dict: bool = True,
         callback_on_step_end: StepCallback | None = None,
@@ -178,10 +250,12 @@ class LumierePipeline(DiffusionPipeline):
         in that size too, is a clip to start from instead of noise: it is noised, and the last ``strength`` (above 0,
         up to 1) of the steps are taken from there; 1 is noise alone. A callback may ask for "latents"
         and for "clean", the clip that the network had in mind at that step; the latents that it returns are gone on
-        with. ``on_super_resolution_step`` is told of every step of super-resolution. Raises ValueError before long
-        work for what cannot be done, and at the first step whose clip is not made of numbers.
+        with. ``prompt_embeds`` and ``negative_prompt_embeds``, as ``encode_prompt`` gives them for a prompt each, take
+        the place of prompts. ``on_super_resolution_step`` is told of every step of super-resolution. Raises ValueError
+        before long work for what cannot be done, and at the first step whose clip is not made of numbers.
         """
-        prompts = _prompts(prompt, num_videos_per_prompt)
+        embeds = self._checked_embeds(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
+        prompts = _prompts([""] * len(embeds[0].states) if embeds else prompt or [], num_videos_per_prompt)
         steps = self.config.default_steps if num_inference_steps is None else num_inference_steps
         scale = self.config.default_guidance_scale if guidance_scale is None else guidance_scale
         negatives = self._negatives(negative_prompt, prompts, num_videos_per_prompt, scale)
@@ -189,7 +263,12 @@ class LumierePipeline(DiffusionPipeline):
         generators = clip_generators(generator, len(prompts))
         asked = self._checked_options(steps, output_type, callback_on_step_end_tensor_inputs)
 
-        states = self._states(prompts, negatives)
+        if embeds is None:
+            states = self._states(prompts, negatives, shape)
+        else:
+            place = (self._execution_device, self.unet.dtype)
+            told, not_told = (one.repeated(num_videos_per_prompt).to(*place) for one in embeds)
+            states = told, not_told
         sharpener = self.super_resolution if super_resolution else None
         enlarged = 1 if sharpener is None else sharpener.scale
         given = self._checked_given(conditioning, shape, enlarged)
@@ -231,13 +310,16 @@ class LumierePipeline(DiffusionPipeline):
         answer = callback(self, step.index, step.timestep, {name: tensors[name]() for name in asked})
         step.clip = (answer or {}).get("latents", step.clip)
 
-    def _states(self, prompts: Sequence[str], negatives: Sequence[str]) -> tuple[TextStates, TextStates]:
-        """What the text encoder says of the prompts and of the negative ones."""
-        encoder = text_encoder_for(self.tokenizer, self.text_encoder)
+    def _states(
+        self, prompts: Sequence[str], negatives: Sequence[str], shape: tuple[int, ...]
+    ) -> tuple[TextStates, TextStates]:
+        """What the text encoder says of the prompts and of the negative ones, for clips of a shape."""
+        height, width = (size * self.codec.spatial_factor for size in shape[3:])
         for note in text_notes(self.tokenizer, [*prompts, *negatives]):
             warnings.warn(note, stacklevel=1)
         told, not_told = (
-            encoder.encode(texts).to(self._execution_device, self.unet.dtype) for texts in (prompts, negatives)
+            self.read(texts, height, width).to(self._execution_device, self.unet.dtype)
+            for texts in (prompts, negatives)
         )
         return told, not_told
 
@@ -301,7 +383,8 @@ class LumierePipeline(DiffusionPipeline):
         if shape[2] > self.config.num_frames > 1:
             frames = self.config.num_frames
             denoiser = Windowed(guided, clip_windows(shape, frames=frames, frames_overlap=frames // 2))
-        return bounded(denoiser, self.scheduler, kept=None if given is None else given.kept(self.codec))
+        kept = None if given is None else given.kept(self.codec)
+        return bounded(denoiser, self.scheduler, is_limited=self.vae is None, kept=kept)
 
     def _noise(self, shape: tuple[int, ...], generators: list[torch.Generator], latents: Tensor | None) -> Tensor:
         if latents is None:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from lumiere.codec import Codec, Latents, PixelBlocks
 from lumiere.conditioning.frames import Conditioning
-from lumiere.conditioning.text import TextStates, text_encoder_for
+from lumiere.conditioning.text import DEEPFLOYD_READING, Reading, TextStates, text_encoder_for
 from lumiere.diffusion.denoiser import Beside, Denoiser, Guided, Window, bounded
 from lumiere.diffusion.multidiffusion import WindowDenoiser, Windowed, clip_windows
 from lumiere.diffusion.sample import Step, draw_frame_noise, mixed_generator, sample
@@ -54,7 +54,8 @@ class SuperResolutionStage(DiffusionPipeline):
     not cut) with their overlaps are how much goes through the network at once. ``noise_level`` is the timestep of
     ``low_res_scheduler`` to which the small clip is noised. With ``predicts_change`` the network says how the clean
     large clip differs from the small one's enlargement; with ``tapers_windows`` a window counts less toward its borders
-    where it is merged with others. Without a text encoder of its own a stage is given states.
+    where it is merged with others. Without a text encoder of its own a stage is given states; ``reading`` is how its
+    network was used to prompts being read.
     """
 
     # What model_index.json names, and diffusers looks up on loading: saved folders outlive a move of this file.
@@ -90,6 +91,7 @@ class SuperResolutionStage(DiffusionPipeline):
         timestep_shift: float = 1.0,
         predicts_change: bool = False,
         tapers_windows: bool = True,
+        reading: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -115,6 +117,7 @@ class SuperResolutionStage(DiffusionPipeline):
             timestep_shift=timestep_shift,
             predicts_change=predicts_change,
             tapers_windows=tapers_windows,
+            reading=reading,
         )
         if predicts_change and scheduler.config.prediction_type != "sample":
             raise ValueError(
@@ -133,7 +136,7 @@ class SuperResolutionStage(DiffusionPipeline):
         Raises ValueError for any other folder.
         """
         place = Path(folder)
-        name = _pipeline_name(place)
+        name = pipeline_name(place)
         if name == cls.__name__:
             return cls.from_pretrained(place, local_files_only=True, use_safetensors=True, **options)
         if name not in _PUBLISHED:
@@ -255,7 +258,8 @@ class SuperResolutionStage(DiffusionPipeline):
         """The states of the prompts and of the negative ones, one of each for every clip."""
         if self.text_encoder is None:
             raise ValueError("this stage has no text encoder of its own; give it the states of another's")
-        encoder = text_encoder_for(self.tokenizer, self.text_encoder)
+        reading = None if self.config.reading is None else Reading(**self.config.reading)
+        encoder = text_encoder_for(self.tokenizer, self.text_encoder, reading=reading)
         texts = [
             [given or ""] * count if isinstance(given, str | None) else list(given) for given in (prompt, negative)
         ]
@@ -467,6 +471,7 @@ _PUBLISHED: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
             "noise_level": 250,
             "default_steps": 50,
             "default_guidance_scale": 4.0,
+            "reading": DEEPFLOYD_READING.as_dict(),
         },
     ),
 }
@@ -476,7 +481,7 @@ def _published(folder: Path, name: str, **options: Any) -> SuperResolutionStage:
     """The stage of a published upscaler's folder."""
     renamed, settings = _PUBLISHED[name]
     parts = {**renamed, "scheduler": "scheduler", "text_encoder": "text_encoder", "tokenizer": "tokenizer"}
-    loaded = {part: _component(folder, theirs, **options) for part, theirs in parts.items()}
+    loaded = {part: load_component(folder, theirs, **options) for part, theirs in parts.items()}
     scheduler = loaded["scheduler"]
     if str(scheduler.config.get("variance_type")).startswith("learned"):
         # The temporal layers are trained on the prediction alone, so the learned variance is not used.
@@ -493,24 +498,29 @@ def _network(folder: Path, **options: Any) -> STUNet:
     return STUNet.from_image_unet(unet, temporal=TemporalSettings(halve_time=(False,) * halvings))
 
 
-def _component(folder: Path, name: str, **options: Any) -> Any:
-    """A part of a diffusers folder by the class that its model_index.json names; None where there is none."""
-    library, class_name = _index(folder).get(name) or (None, None)
+def load_component(folder: Path, name: str, **options: Any) -> Any:
+    """A part of a diffusers folder by the class that its model_index.json names; None where there is none.
+
+    ``options`` are for those with weights.
+    """
+    library, class_name = folder_index(folder).get(name) or (None, None)
     if library is None or class_name is None or not (folder / name).is_dir():
         return None
     options = {} if "Scheduler" in class_name or "Tokenizer" in class_name else options
     return getattr(import_module(library), class_name).from_pretrained(folder / name, local_files_only=True, **options)
 
 
-def _index(folder: Path) -> dict[str, Any]:
+def folder_index(folder: Path) -> dict[str, Any]:
+    """What a folder's model_index.json says. Raises ValueError where there is none."""
     path = folder / "model_index.json"
     if not path.is_file():
-        raise ValueError(f"{folder} holds no model_index.json, so it is no stage in diffusers' layout")
+        raise ValueError(f"{folder} holds no model_index.json, so it is no model in diffusers' layout")
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _pipeline_name(folder: Path) -> str:
-    return str(_index(folder).get("_class_name"))
+def pipeline_name(folder: Path) -> str:
+    """The class of diffusers, or ours, whose folder this is."""
+    return str(folder_index(folder).get("_class_name"))
 
 
 def _typed(dtype: Any) -> dict[str, Any]:

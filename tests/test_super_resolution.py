@@ -27,8 +27,8 @@ from lumiere.model.stunet import STUNet
 from lumiere.model.temporal import TemporalSettings
 from lumiere.super_resolution import augmented, low_res_schedule
 from lumiere.video import resize_clip
-from tests.test_text import clip_text, clip_tokenizer
 from tests.tiny_pipeline import tiny_pipeline
+from tests.tiny_text import clip_text, clip_tokenizer
 from tests.tiny_unets import deepfloyd_2, upscaler, video_upscaler
 
 
@@ -285,9 +285,8 @@ def test_a_pipeline_s_clip_is_the_base_s_made_larger(tmp_path: Path) -> None:
     assert base.shape == (1, 4, 3, 16, 16)
     sharp = pipeline("a red ball", generator=seeds(1), **call).frames
     assert sharp.shape == (1, 4, 3, 32, 32)
-    texts = (["a red ball"], [""])
     by_hand = pipeline.super_resolution.stages[0](
-        base.transpose(1, 2) * 2 - 1, states=pipeline._states(*texts), generator=seeds(1), salt="stage_1"
+        base.transpose(1, 2) * 2 - 1, states=pipeline.encode_prompt("a red ball"), generator=seeds(1), salt="stage_1"
     )
     assert torch.allclose(sharp, (by_hand.transpose(1, 2) / 2 + 0.5).clamp(0, 1), atol=1e-4)
     other = pipeline("a blue star", generator=seeds(1), **call).frames

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,8 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     BertModel,
-    CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
-    CLIPTokenizer,
-    T5Tokenizer,
 )
 
 from lumiere.conditioning.text import (
@@ -26,81 +22,25 @@ from lumiere.conditioning.text import (
     TextStates,
     freeze,
     mean_state,
-    small_t5,
     text_encoder_for,
     text_notes,
     unknown_words,
     word_tokenizer,
 )
+from tests.tiny_text import PROMPTS, clip_text, clip_tokenizer, t5_encoder, t5_tokenizer
 
 WORDS = ("a", "red", "blue", "ball", "star", "bouncing", "spinning", "it's")
-PROMPTS = ("a red ball", "", "a blue star bouncing, spinning")
 
 
 def word_text() -> T5Text:
     tokenizer = word_tokenizer(WORDS, max_length=8)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        encoder = small_t5(len(tokenizer), width=16, num_layers=2, num_heads=2)
-    freeze(encoder)
-    return T5Text(tokenizer, encoder)
+    return T5Text(tokenizer, t5_encoder(len(tokenizer)))
 
 
 @pytest.fixture(scope="module")
 def sentencepiece_t5(tmp_path_factory: pytest.TempPathFactory) -> T5Text:
-    """A tokenizer in T5's own file format, spiece.model, as DeepFloyd IF's folders hold it."""
-    folder = tmp_path_factory.mktemp("t5")
-    corpus = folder / "corpus.txt"
-    corpus.write_text("\n".join([*PROMPTS, "the quick brown fox jumps over the lazy dog"] * 4))
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(corpus),
-        model_prefix=str(folder / "spiece"),
-        vocab_size=48,
-        hard_vocab_limit=False,
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        bos_id=-1,
-        minloglevel=2,
-    )
-    settings = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0, "model_max_length": 24}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    tokenizer = T5Tokenizer.from_pretrained(folder)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        encoder = small_t5(len(tokenizer), width=16, num_layers=2, num_heads=2)
-    freeze(encoder)
-    return T5Text(tokenizer, encoder)
-
-
-def clip_tokenizer(folder: Path) -> CLIPTokenizer:
-    """A CLIP tokenizer of single letters and one merge."""
-    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
-    pieces = [*letters, *(f"{letter}</w>" for letter in letters), "re", "red</w>"]
-    vocabulary = {piece: index for index, piece in enumerate([*pieces, "<|startoftext|>", "<|endoftext|>"])}
-    (folder / "vocab.json").write_text(json.dumps(vocabulary))
-    (folder / "merges.txt").write_text("#version: 0.2\nr e\nre d</w>\n")
-    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=12)
-
-
-def clip_text(folder: Path, kind: type = CLIPTextModel) -> ClipText:
-    tokenizer = clip_tokenizer(folder)
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        projection_dim=6,
-        max_position_embeddings=12,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        encoder = kind(config)
-    freeze(encoder)
-    return ClipText(tokenizer, encoder)
+    tokenizer = t5_tokenizer(tmp_path_factory.mktemp("t5"))
+    return T5Text(tokenizer, t5_encoder(len(tokenizer)))
 
 
 @pytest.mark.parametrize("kind", ["words", "sentencepiece"])

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import tyro
 
 from lumiere import __version__
+from lumiere.cli.data import Data
 from lumiere.cli.edits import (
     Animate,
     Cinemagraph,
@@ -31,11 +32,11 @@ from lumiere.cli.upscale import Upscale
 from lumiere.config import did_you_mean
 
 GivenPart = Animate | Cinemagraph | Interpolate | Loop | Inpaint | Outpaint | Continue | Retime | Edit
-Verb = Generate | GivenPart | Upscale | Train | Evaluate | Inflate | Info
+Verb = Generate | GivenPart | Upscale | Data | Train | Evaluate | Inflate | Info
 VERBS = [verb.__name__.lower() for verb in typing.get_args(Verb)]
 """As tyro names them: by their classes."""
 
-NUM_FIXED_WORDS = {"train": 1, "inflate": 2}
+NUM_FIXED_WORDS = {"train": 1, "inflate": 2, "data": 2}
 """Words before the ``--key value`` settings of a verb."""
 
 DESCRIPTION = (

@@ -1,4 +1,4 @@
-"""``lumiere inflate``: an image U-Net's folder in, a Space-Time U-Net's folder out."""
+"""``lumiere inflate``: a text-to-image model in, a text-to-video one out; or an image U-Net and a Space-Time U-Net."""
 
 from __future__ import annotations
 
@@ -11,41 +11,95 @@ from tyro.conf import Positional, arg
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from lumiere.backbones import InflateSettings
     from lumiere.model.inflate import Inflation
 
 
 @dataclass(frozen=True)
 class Inflate:
-    """Make a Space-Time U-Net from an image U-Net, and say what is new and what is frozen.
+    """Make a text-to-video model from a text-to-image one, and say what came from where and what is new.
 
-    `lumiere inflate SOURCE OUT --kernel_frames 5 --halve_time "[true, true, false]"` changes settings of the
-    temporal layers (lumiere.model.temporal.TemporalSettings).
+    `lumiere inflate stable-diffusion-v1-5 my-video-model --num_frames 16` reads a whole pipeline's folder (Stable
+    Diffusion 1.x, 2.x and XL, DeepFloyd IF I; the x4 upscaler and IF II become super-resolution stages), or one file:
+    `lumiere inflate model.safetensors OUT --like stable-diffusion-v1-5`. `--motion FILE` adds trained temporal
+    weights, `--dtype bf16` chooses the number format. Of a bare U-Net's folder a Space-Time U-Net's is made.
+    `--kernel_frames 5 --halve_time "[true, true, false]"` change settings of the temporal layers
+    (lumiere.model.temporal.TemporalSettings).
     """
 
     source: Annotated[Positional[Path], arg(metavar="SOURCE")]
-    """Folder of a diffusers UNet2DConditionModel (config.json and safetensors), or of a pipeline that has one."""
+    """A diffusers folder (a whole pipeline's, or a UNet2DConditionModel's), or a Stable Diffusion safetensors file."""
 
     out: Annotated[Positional[Path], arg(metavar="OUT")]
     """A new folder."""
 
     overrides: Annotated[Positional[tuple[str, ...]], arg(metavar="--KEY VALUE ...", help_behavior_hint="")] = ()
-    """Settings of the temporal layers."""
+    """num_frames, motion, like, dtype, and settings of the temporal layers."""
 
     def run(self) -> None:
         """Inflate, and print the account."""
+        from lumiere.backbones import InflateSettings
+        from lumiere.config import load_settings
+
+        settings = load_settings(InflateSettings, {}, self.overrides)
+        is_bare = self.source.is_dir() and not (self.source / "model_index.json").is_file()
+        (self._inflate_unet if is_bare else self._inflate_model)(settings)
+
+    def _inflate_unet(self, settings: InflateSettings) -> None:
         from rich.console import Console
 
-        from lumiere.config import load_settings
         from lumiere.model.inflate import inflate_folder
-        from lumiere.model.temporal import TemporalSettings
 
-        settings = load_settings(TemporalSettings, {}, self.overrides)
-        inflation = inflate_folder(self.source, self.out, temporal=settings)
+        for name in ("motion", "like", "dtype"):
+            if getattr(settings, name) is not None:
+                raise ValueError(f"{name} is for whole models; {self.source} holds a bare U-Net (no model_index.json)")
+        inflation = inflate_folder(self.source, self.out, temporal=settings.temporal())
         Console().print(_table(inflation))
-        print(
-            f"wrote {self.out}: clips need a multiple of {inflation.temporal_factor} frames,"
-            f" and of {inflation.spatial_factor} places in height and width"
+        _say_sizes(self.out, inflation)
+
+    def _inflate_model(self, settings: InflateSettings) -> None:
+        from rich.console import Console
+        from rich.table import Table
+
+        from lumiere.backbones import inflate_model, memory_bytes
+        from lumiere.pipeline import LumierePipeline
+
+        backbone = inflate_model(
+            self.source,
+            self.out,
+            temporal=settings.temporal(),
+            num_frames=settings.num_frames,
+            motion_file=settings.motion,
+            like=settings.like,
+            dtype=settings.torch_dtype(),
         )
+        table = Table("part", "from")
+        table.add_column("weights", justify="right")
+        table.add_column("in training")
+        for source in backbone.sources:
+            kind = "frozen" if source.is_frozen else "trained"
+            table.add_row(source.part, source.origin, f"{source.num_weights:,}", kind)
+        console = Console()
+        console.print(table)
+        console.print(_table(backbone.inflation))
+        for note in backbone.notes:
+            print(f"note: {note}")
+        _say_sizes(self.out, backbone.inflation)
+        model = backbone.model
+        if isinstance(model, LumierePipeline):
+            height, width = model.default_size
+            for frames in sorted({model.config.num_frames, 80}):
+                need = memory_bytes(model, frames, height, width)
+                parts = ", ".join(f"{name} {value / 2**30:.2f}" for name, value in need.items())
+                total = need["weights"] + max(need["base"], need.get("vae", 0))
+                print(f"{frames} frames of {width}x{height} need about {total / 2**30:.1f} GiB ({parts})")
+
+
+def _say_sizes(out: Path, inflation: Inflation) -> None:
+    print(
+        f"wrote {out}: clips need a multiple of {inflation.temporal_factor} frames,"
+        f" and of {inflation.spatial_factor} places in height and width"
+    )
 
 
 def _table(inflation: Inflation) -> Table:

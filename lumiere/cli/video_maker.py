@@ -15,7 +15,7 @@ from lumiere.applications.upscale import Enlarge, frames_at_once, upscale_frames
 from lumiere.cli.clip_recipe import file_hashes
 from lumiere.cli.loading import load_pipeline
 from lumiere.cli.upscale import Upscale
-from lumiere.conditioning.text import TextStates, text_encoder_for
+from lumiere.conditioning.text import TextStates
 from lumiere.device import Placement, choose_placement, free_bytes, installed_versions
 from lumiere.media import VideoInfo, check_writable, iterate_frames, probe, write_like
 from lumiere.pipeline import embedded_weights
@@ -69,8 +69,7 @@ def _stages(wishes: Upscale, placement: Placement) -> tuple[SuperResolution, tup
     pipeline = load_pipeline(wishes.model, placement)
     if pipeline.super_resolution is None:
         raise ValueError(f"the model in {folder} has no super-resolution (give --model the folder of one that has)")
-    encoder = text_encoder_for(pipeline.tokenizer, pipeline.text_encoder)
-    told, not_told = (encoder.encode([text]) for text in (wishes.prompt, wishes.negative_prompt))
+    told, not_told = (pipeline.text.encode([text]) for text in (wishes.prompt, wishes.negative_prompt))
     return pipeline.super_resolution, (told, not_told)
 
 

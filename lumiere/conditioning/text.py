@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -17,11 +18,15 @@ END, UNKNOWN, PAD = "</s>", "<unk>", "<pad>"
 
 @dataclass(frozen=True)
 class TextStates:
-    """What a text encoder says of some prompts: states [B, L, D], their mask [B, L] (True: a word), pooled [B, D']."""
+    """What a text encoder says of some prompts: states [B, L, D], their mask [B, L] (True: a word), pooled [B, D'].
+
+    ``sizes`` [B, 6] is what SDXL's networks are told of their pictures beside the pooled state (``told_size``).
+    """
 
     states: Tensor
     mask: Tensor | None = None
     pooled: Tensor | None = None
+    sizes: Tensor | None = None
 
     def to(self, device: torch.device, dtype: torch.dtype) -> TextStates:
         """The same where a network runs, the numbers in its dtype."""
@@ -29,11 +34,55 @@ class TextStates:
             self.states.to(device, dtype),
             None if self.mask is None else self.mask.to(device),
             None if self.pooled is None else self.pooled.to(device, dtype),
+            None if self.sizes is None else self.sizes.to(device, dtype),
         )
+
+    def repeated(self, count: int) -> TextStates:
+        """Those of each prompt ``count`` times in a row."""
+        mask, pooled, sizes = (
+            None if part is None else part.repeat_interleave(count, 0) for part in (self.mask, self.pooled, self.sizes)
+        )
+        return TextStates(self.states.repeat_interleave(count, 0), mask, pooled, sizes)
+
+    def told_size(self, height: int, width: int) -> TextStates:
+        """The same for a network that is told how large its pictures are: whole ones of ``height`` x ``width`` pixels.
+
+        Source: SDXL (Podell et al., arXiv 2307.01952), section 2.2.
+        """
+        sizes = torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32)
+        return replace(self, sizes=sizes.expand(len(self.states), -1))
+
+    def added(self) -> dict[str, Tensor]:
+        """diffusers' added conditions: pooled state and sizes, for a network that is told sizes; else none."""
+        if self.sizes is None or self.pooled is None:
+            return {}
+        return {"text_embeds": self.pooled, "time_ids": self.sizes}
 
 
 MAX_LENGTH = 4096
 """Longer prompts mean that a tokenizer does not say its length (transformers then gives it an endless one)."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How an image network was used to prompts being read, where that is not the encoder's own way."""
+
+    lower_case: bool = False
+    """Prompts are written in lower case, without spaces around."""
+    hides_padding: bool = True
+    """Whether the network is told which states are padding."""
+    length: int | None = None
+    """Tokens that prompts are padded and cut to; None: the tokenizer's own."""
+    zeros_for_nothing: bool = False
+    """An empty prompt has states of zeros."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """What a configuration stores."""
+        return asdict(self)
+
+
+DEEPFLOYD_READING = Reading(lower_case=True, hides_padding=False, length=77)
+"""As diffusers' DeepFloyd IF pipelines read, when they are not asked to clean prompts."""
 
 
 class TextEncoder(Protocol):
@@ -49,16 +98,18 @@ class T5Text:
     Every prompt is padded to the tokenizer's full length, so that a prompt's states do not depend on its batch.
     """
 
-    def __init__(self, tokenizer: Any, text_encoder: T5EncoderModel) -> None:
-        self.tokenizer, self.text_encoder = tokenizer, text_encoder
+    def __init__(self, tokenizer: Any, text_encoder: T5EncoderModel, reading: Reading | None = None) -> None:
+        self.tokenizer, self.text_encoder, self.reading = tokenizer, text_encoder, reading or Reading()
 
     def encode(self, prompts: Sequence[str]) -> TextStates:
         """States [B, L, D] and mask [B, L]; gradients flow, so that the encoder can be trained."""
-        tokens = _padded_tokens(self.tokenizer, prompts)
+        if self.reading.lower_case:
+            prompts = [prompt.lower().strip() for prompt in prompts]
+        tokens = _padded_tokens(self.tokenizer, prompts, self.reading.length)
         device = self.text_encoder.device
         mask = tokens.attention_mask.to(device)
         states = self.text_encoder(tokens.input_ids.to(device), attention_mask=mask).last_hidden_state
-        return TextStates(states, mask.bool())
+        return TextStates(states, mask.bool() if self.reading.hides_padding else None)
 
 
 class ClipText:
@@ -78,8 +129,36 @@ class ClipText:
         return TextStates(output.last_hidden_state, pooled=pooled)
 
 
-def _padded_tokens(tokenizer: Any, prompts: Sequence[str]) -> Any:
-    """Token ids and mask [B, L], L the tokenizer's own length."""
+class TwoClipText:
+    """Prompts through both CLIP encoders of SDXL: the states before their last layers side by side, and the second's
+    pooled state; no mask, as these networks saw the padding too.
+
+    Source: SDXL (Podell et al., arXiv 2307.01952); which states is diffusers' reading of it.
+    """
+
+    def __init__(self, tokenizers: tuple[Any, Any], text_encoders: tuple[Any, Any], reading: Reading | None = None):
+        self.tokenizers, self.text_encoders, self.reading = tokenizers, text_encoders, reading or Reading()
+
+    def encode(self, prompts: Sequence[str]) -> TextStates:
+        """States [B, 77, D + D'] and the pooled state [B, D'']."""
+        states, pooled = [], None
+        for tokenizer, text_encoder in zip(self.tokenizers, self.text_encoders, strict=True):
+            tokens = _padded_tokens(tokenizer, prompts, self.reading.length)
+            output = text_encoder(tokens.input_ids.to(text_encoder.device), output_hidden_states=True)
+            states.append(output.hidden_states[-2])
+            pooled = output.text_embeds if hasattr(output, "text_embeds") else None
+        assert pooled is not None
+        said = TextStates(torch.cat(states, dim=-1), pooled=pooled)
+        if not self.reading.zeros_for_nothing:
+            return said
+        counts = torch.tensor([bool(prompt) for prompt in prompts], device=pooled.device)
+        return TextStates(said.states * counts.view(-1, 1, 1), pooled=pooled * counts.view(-1, 1))
+
+
+def _padded_tokens(tokenizer: Any, prompts: Sequence[str], length: int | None = None) -> Any:
+    """Token ids and mask [B, L], L the given length or else the tokenizer's own."""
+    if length is not None:
+        return tokenizer(list(prompts), padding="max_length", truncation=True, max_length=length, return_tensors="pt")
     if tokenizer.model_max_length > MAX_LENGTH:
         raise ValueError(
             "the tokenizer has no model_max_length; set it to the length that its network was trained with"
@@ -87,13 +166,26 @@ def _padded_tokens(tokenizer: Any, prompts: Sequence[str]) -> Any:
     return tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt")
 
 
-def text_encoder_for(tokenizer: Any, text_encoder: Any) -> TextEncoder:
+def text_encoder_for(
+    tokenizer: Any,
+    text_encoder: Any,
+    *,
+    second: tuple[Any, Any] | None = None,
+    reading: Reading | None = None,
+) -> TextEncoder:
     """The way to encode prompts that fits a text encoder of transformers: a T5 encoder, or CLIP's text part.
 
-    Raises ValueError for any other.
+    ``second`` is SDXL's second (tokenizer, text encoder). Raises ValueError for any other.
     """
+    if second is not None:
+        if not (type(text_encoder).__name__ in _CLIP and type(second[1]).__name__ == "CLIPTextModelWithProjection"):
+            raise ValueError(
+                f"text encoders are a {type(text_encoder).__name__} and a {type(second[1]).__name__}; SDXL's are a"
+                " CLIPTextModel and a CLIPTextModelWithProjection"
+            )
+        return TwoClipText((tokenizer, second[0]), (text_encoder, second[1]), reading)
     kinds: dict[str, Callable[[Any, Any], TextEncoder]] = {
-        "T5EncoderModel": T5Text,
+        "T5EncoderModel": partial(T5Text, reading=reading),
         "CLIPTextModel": ClipText,
         "CLIPTextModelWithProjection": ClipText,
     }
@@ -101,6 +193,9 @@ def text_encoder_for(tokenizer: Any, text_encoder: Any) -> TextEncoder:
     if kind is None:
         raise ValueError(f"text encoder is a {type(text_encoder).__name__}; known are {', '.join(kinds)}")
     return kind(tokenizer, text_encoder)
+
+
+_CLIP = ("CLIPTextModel", "CLIPTextModelWithProjection")
 
 
 def mean_state(text: TextStates) -> Tensor:

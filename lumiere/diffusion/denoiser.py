@@ -51,7 +51,9 @@ class Conditioned:
         seen = noisy.to(states.dtype)
         if self.beside.clips is not None:
             seen = torch.cat([seen, self.beside.clips[(..., *where)].to(seen)], dim=1)
-        told = {} if self.beside.labels is None else {"class_labels": self.beside.labels}
+        told: dict[str, Any] = {} if self.beside.labels is None else {"class_labels": self.beside.labels}
+        if self.text.added():
+            told["added_cond_kwargs"] = self.text.added()
         answer = self.network(seen, timestep, states, encoder_attention_mask=mask, return_dict=False, **told)[0]
         answer = answer[:, : noisy.shape[1]].float()
         return answer if self.beside.start is None else answer + self.beside.start[(..., *where)].float()
@@ -144,7 +146,8 @@ def bounded(
     ``kept`` are values and mask of what is given, which comes last, so that nothing moves it.
     """
     objective = Objective.from_scheduler(scheduler)
-    if is_limited and scheduler.config.get("clip_sample"):
+    # A scheduler that thresholds (DeepFloyd IF's) does so itself, and would otherwise find nothing left to do.
+    if is_limited and scheduler.config.get("clip_sample") and not scheduler.config.get("thresholding"):
         denoiser = Clipped(denoiser, objective, limit=scheduler.config.get("clip_sample_range", 1.0))
     return denoiser if kept is None else Kept(denoiser, objective, values=kept[0], mask=kept[1])
 
@@ -160,11 +163,15 @@ def _twice(beside: Beside | None) -> Beside | None:
 def _joined(first: TextStates, second: TextStates) -> TextStates:
     """Two batches of states as one; the shorter is padded with states that the mask hides."""
     length = max(first.states.shape[1], second.states.shape[1])
+    pooled, sizes = (
+        None if ours is None or theirs is None else torch.cat([ours, theirs])
+        for ours, theirs in ((first.pooled, second.pooled), (first.sizes, second.sizes))
+    )
     states = torch.cat([_padded(text.states, length) for text in (first, second)])
     if first.mask is None and second.mask is None and first.states.shape == second.states.shape:
-        return TextStates(states)
+        return TextStates(states, pooled=pooled, sizes=sizes)
     masks = [torch.ones_like(t.states[..., 0], dtype=torch.bool) if t.mask is None else t.mask for t in (first, second)]
-    return TextStates(states, torch.cat([_padded(mask, length) for mask in masks]))
+    return TextStates(states, torch.cat([_padded(mask, length) for mask in masks]), pooled, sizes)
 
 
 def _padded(values: Tensor, length: int) -> Tensor:

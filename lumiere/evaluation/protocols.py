@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lumiere.conditioning.text import text_encoder_for
 from lumiere.device import choose_placement, installed_versions
 from lumiere.diffusion.denoiser import Conditioned
 from lumiere.diffusion.objective import Objective
@@ -170,7 +169,6 @@ def _placed(folder: str | Path) -> LumierePipeline:
 def _loss_measure(pipeline: LumierePipeline) -> Callable[[Tensor, str, int, Tensor], float]:
     """The network's loss on one clip with a caption, noise and place in the schedule."""
     objective = Objective.from_scheduler(pipeline.scheduler)
-    encoder = text_encoder_for(pipeline.tokenizer, pipeline.text_encoder)
     device, dtype = pipeline.device, pipeline.unet.dtype
 
     @torch.no_grad()
@@ -178,7 +176,7 @@ def _loss_measure(pipeline: LumierePipeline) -> Callable[[Tensor, str, int, Tens
         clean = pipeline.codec.encode(clip)
         noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed))
         timestep = (level * objective.num_timesteps).long().clamp(max=objective.num_timesteps - 1)
-        states = encoder.encode([text])
+        states = pipeline.read([text], *clip.shape[-2:])
         told = Conditioned(pipeline.unet, states.to(device, dtype))
         loss = objective.loss(told, clean.to(device), noise=noise.to(device), timestep=timestep.to(device))
         return float(loss)

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lumiere.conditioning.text import TextStates, text_encoder_for
+from lumiere.conditioning.text import TextStates
 from lumiere.data.batches import StorybookBatches, StorybookSettings
 from lumiere.evaluation.protocols import (
     Job,
@@ -150,7 +150,7 @@ def _make_large(pipeline: LumierePipeline, job: Job, folder: Path, *, steps: int
 
 def _enlarged(pipeline: LumierePipeline, small: Tensor, text: str, **options: Any) -> Tensor:
     """The large clip [1, 3, T, H, W] of a small one, with its caption; ``seed`` and ``steps`` beside a stage's own."""
-    encoder = text_encoder_for(pipeline.tokenizer, pipeline.text_encoder)
+    encoder = pipeline.text
     states: tuple[TextStates, TextStates] = (encoder.encode([text]), encoder.encode([""]))
     return pipeline.super_resolution(
         small,

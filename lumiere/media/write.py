@@ -39,13 +39,15 @@ def write_clip(
     scale: int = 1,
     smooth: bool = False,
     lossless: bool = False,
+    threads: int = 0,
 ) -> Path:
     """Write 8-bit frames [T, H, W, 3] as a file that plays at ``fps``; the name's ending chooses the kind.
 
     ``.mp4`` (H.264, yuv420p, even sides only), ``.gif`` (256 colours), ``.webp`` and ``.apng`` (exact), no ending: a
     folder of PNG frames (exact). A clip in which nothing moves becomes a single picture in ``.webp`` and ``.apng``.
     ``scale`` enlarges by a whole number, each pixel into a square or, if ``smooth``,
-    bicubically. ``lossless`` keeps every bit of every pixel in ``.mp4`` too, in RGB, which few players show. The
+    bicubically. ``lossless`` keeps every bit of every pixel in ``.mp4`` too, in RGB, which few players show.
+    ``threads`` 1 encodes ``.mp4`` the same on every machine (0: as many as fit this one, which changes the bytes). The
     recipe is stored in the comment of the file and as JSON beside it. An older clip of that name
     is replaced at the end of writing, and kept when writing fails. Returns the path.
     Raises ValueError when the frames or the path cannot be written.
@@ -59,7 +61,9 @@ def write_clip(
     path.parent.mkdir(parents=True, exist_ok=True)
     rate = Fraction(fps).limit_denominator(100_000)
     pictures = (_enlarged(frame, scale, smooth) for frame in frames)
-    writer = partial(_write_mp4, lossless=True) if lossless and _kind(path) == ".mp4" else WRITERS[_kind(path)]
+    writer = WRITERS[_kind(path)]
+    if _kind(path) == ".mp4":
+        writer = partial(_write_mp4, lossless=lossless, threads=threads)
     with under_temporary_name(path) as temporary:
         writer(pictures, temporary, rate=rate, comment=comment)
     if recipe is not None:
@@ -212,7 +216,13 @@ def _enlarged(frame: np.ndarray, scale: int, smooth: bool) -> np.ndarray:
 
 
 def _write_mp4(
-    pictures: Iterator[np.ndarray], path: Path, *, rate: Fraction, comment: str, lossless: bool = False
+    pictures: Iterator[np.ndarray],
+    path: Path,
+    *,
+    rate: Fraction,
+    comment: str,
+    lossless: bool = False,
+    threads: int = 0,
 ) -> None:
     with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
         if comment:
@@ -222,6 +232,7 @@ def _write_mp4(
             if stream is None:
                 height, width = picture.shape[:2]
                 stream = h264_stream(container, rate, height=height, width=width, lossless=lossless)
+                stream.codec_context.thread_count = threads
             container.mux(stream.encode(video_frame(picture, lossless=lossless)))
         container.mux(stream.encode(None))
 

@@ -66,6 +66,11 @@ class Heard:
             self, text=torch.cat([self.text, states.to(self.text)], 1), text_bias=torch.cat([bias, more], -1)
         )
 
+    def part(self, which: slice) -> Heard:
+        """What the frames ``which`` of all that are told hear."""
+        text_bias, self_bias = (None if bias is None else bias[which] for bias in (self.text_bias, self.self_bias))
+        return replace(self, time=self.time[which], text=self.text[which], text_bias=text_bias, self_bias=self_bias)
+
     def for_frames(self, num_frames: int) -> Heard:
         """The same, said to each of ``num_frames`` frames of every clip."""
         if num_frames == 1:
@@ -82,6 +87,15 @@ class Heard:
 def _repeat(per_clip: Tensor, num_frames: int) -> Tensor:
     """[B, ...] -> [B*T, ...], each clip's entry once for each of its frames."""
     return per_clip.unsqueeze(1).expand(-1, num_frames, *per_clip.shape[1:]).flatten(0, 1)
+
+
+def in_parts(layer: Callable[[Tensor, Heard], Tensor], frames: Tensor, heard: Heard, most: int | None) -> Tensor:
+    """``layer`` (frames [N, ...] and what they hear -> frames) for at most so many frames at once; None: for all."""
+    if most is None or len(frames) <= most:
+        return layer(frames, heard)
+    parts = [slice(start, start + most) for start in range(0, len(frames), most)]
+    made = torch.cat([layer(frames[part], heard.part(part)) for part in parts])
+    return made.contiguous(memory_format=torch.channels_last)
 
 
 def check_readable(unet: nn.Module) -> None:

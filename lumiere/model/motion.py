@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from os import PathLike
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,20 +17,50 @@ from lumiere.model.temporal import TemporalSettings
 
 FORMAT = "lumiere-motion"
 
+ARCHITECTURE = (
+    "in_channels",
+    "block_out_channels",
+    "layers_per_block",
+    "down_block_types",
+    "up_block_types",
+    "cross_attention_dim",
+    "addition_embed_type",
+)
+"""What of an image network's configuration tells it from one that motion does not fit; fine-tunes share it."""
 
-def save(path: str | PathLike[str], temporal: nn.Module, settings: TemporalSettings) -> None:
-    """Write the weights of temporal layers with the settings they were made with (safetensors)."""
+
+def save(
+    path: str | PathLike[str], temporal: nn.Module, settings: TemporalSettings, image_config: Mapping[str, Any]
+) -> None:
+    """Write the weights of temporal layers with the settings they were made with (safetensors).
+
+    ``image_config`` is the configuration of the image network that they were trained on.
+    """
     weights = {name: weight.detach().contiguous() for name, weight in temporal.state_dict().items()}
-    metadata = {"format": FORMAT, "version": "1", "temporal_settings": settings.model_dump_json()}
+    metadata = {
+        "format": FORMAT,
+        "version": "1",
+        "temporal_settings": settings.model_dump_json(),
+        "image_network": json.dumps(_architecture(image_config)),
+    }
     save_file(weights, path, metadata=metadata)
 
 
-def load(path: str | PathLike[str], temporal: nn.Module, settings: TemporalSettings) -> None:
+def load(
+    path: str | PathLike[str], temporal: nn.Module, settings: TemporalSettings, image_config: Mapping[str, Any]
+) -> None:
     """Put the weights of a motion file into temporal layers, in their dtype.
 
     Raises ValueError for a file of another kind, other settings, another image network, or broken weights.
     """
-    theirs = read_settings(path)
+    theirs, trained_on, own = read_settings(path), _metadata(path).get("image_network"), _architecture(image_config)
+    # Files of version 0.1 did not say.
+    others = {} if trained_on is None else json.loads(trained_on)
+    differing = [
+        f"{key} is {others[key]}, this one's {own[key]}" for key in own if others.get(key, own[key]) != own[key]
+    ]
+    if differing:
+        raise ValueError(f"{path} holds the motion of another image network: its {'; its '.join(differing)}")
     differing = [
         f"{key} is {getattr(theirs, key)!r}, the network's {getattr(settings, key)!r}"
         for key in type(settings).model_fields
@@ -49,6 +80,10 @@ def load(path: str | PathLike[str], temporal: nn.Module, settings: TemporalSetti
 
 def read_settings(path: str | PathLike[str]) -> TemporalSettings:
     """The settings of the temporal layers that a motion file was saved from."""
+    return load_settings(TemporalSettings, json.loads(_metadata(path)["temporal_settings"]))
+
+
+def _metadata(path: str | PathLike[str]) -> dict[str, str]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -56,7 +91,12 @@ def read_settings(path: str | PathLike[str]) -> TemporalSettings:
         raise ValueError(f"{path} cannot be read as a motion file ({error})") from None
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path} is not a motion file (STUNet.save_motion writes one)")
-    return load_settings(TemporalSettings, json.loads(metadata["temporal_settings"]))
+    return metadata
+
+
+def _architecture(image_config: Mapping[str, Any]) -> dict[str, Any]:
+    """The telling part of a configuration, as JSON gives it back."""
+    return json.loads(json.dumps({key: image_config.get(key) for key in ARCHITECTURE}))
 
 
 def check_finite(weights: Iterable[tuple[str, Tensor]], source: str | PathLike[str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from os import PathLike
@@ -149,6 +149,7 @@ class STUNet(UNet2DConditionModel):
         self.register_to_config(temporal_settings=settings.model_dump(mode="json"))
         image_unet.attend_plainly(self)
         self.gradient_checkpointing = False
+        self._most_frames: int | None = None
         self.temporal = TemporalLayers(self, settings)
         self.freeze_image()
 
@@ -217,14 +218,14 @@ class STUNet(UNet2DConditionModel):
 
     def save_motion(self, path: str | PathLike[str]) -> None:
         """Write the temporal weights alone, for the user's own copies of the image network (safetensors)."""
-        motion.save(path, self.temporal, self.settings)
+        motion.save(path, self.temporal, self.settings, self.config)
 
     def load_motion(self, path: str | PathLike[str]) -> None:
         """Take the temporal weights from a file of ``save_motion``.
 
         Raises ValueError that says what differs when the file was made for another network or other settings.
         """
-        motion.load(path, self.temporal, self.settings)
+        motion.load(path, self.temporal, self.settings, self.config)
 
     @property
     def settings(self) -> TemporalSettings:
@@ -260,6 +261,16 @@ class STUNet(UNet2DConditionModel):
         for weight in self.image_parameters():
             weight.requires_grad_(True)
         self.temporal.requires_grad_(False)
+
+    def chunk_image_layers(self, frames: int | None) -> None:
+        """Let at most so many frames, over all clips of a batch, through the image layers at once; None: all.
+
+        Memory falls with the frames, results stay, and a processor that is not full gets slower. Raises ValueError
+        for fewer than one.
+        """
+        if frames is not None and frames < 1:
+            raise ValueError(f"{frames} frames at once; it takes at least one (None: all)")
+        self._most_frames = frames
 
     def train(self, mode: bool = True) -> STUNet:
         """Training or evaluation mode; parts without a trainable weight stay in evaluation mode (dropout, copies)."""
@@ -346,6 +357,12 @@ class STUNet(UNet2DConditionModel):
         shifts: Iterator[nn.Module] = iter(self.temporal.noise_level)
         temporal, run = self.temporal, self._run
         own = self.config.in_channels
+
+        def through(layer: Callable[..., Tensor], what: Any, frames: Tensor) -> Tensor:
+            return image_unet.in_parts(
+                lambda part, heard: layer(what, part, heard, run), frames, clip.heard, self._most_frames
+            )
+
         frames = image_unet.stem(self, fold_time(sample[:, :own]))
         if temporal.given is not None and sample.shape[1] > own:
             given = fold_time(sample[:, own:]).contiguous(memory_format=torch.channels_last)
@@ -357,23 +374,23 @@ class STUNet(UNet2DConditionModel):
             if level:
                 clip.tell(next(shifts, None))
             for layer in image_unet.layers(block):
-                frames = image_unet.through(layer, frames, clip.heard, run)
+                frames = through(image_unet.through, layer, frames)
                 skips.append(frames)
             frames = skips[-1] = clip.mix(temporal.down[level], frames, run)
             if block.downsamplers is not None:
-                frames = image_unet.downsample(block, frames, clip.heard, run)
+                frames = through(image_unet.downsample, block, frames)
                 frames = clip.resize(temporal.halve_time[level], frames)
                 skips.append(frames)
         clip.tell(next(shifts, None))
-        frames = image_unet.middle(self, frames, clip.heard, run)
+        frames = through(image_unet.middle, self, frames)
         frames = clip.mix(temporal.middle, frames, run)
         for level, block in enumerate(self.up_blocks):
             clip.tell(next(shifts, None))
             for layer in image_unet.layers(block):
-                frames = image_unet.through(layer, torch.cat([frames, skips.pop()], dim=1), clip.heard, run)
+                frames = through(image_unet.through, layer, torch.cat([frames, skips.pop()], dim=1))
             frames = clip.mix(temporal.up[level], frames, run)
             if block.upsamplers is not None:
-                frames = image_unet.upsample(block, frames, clip.heard, run)
+                frames = through(image_unet.upsample, block, frames)
                 frames = clip.resize(temporal.double_time[level], frames)
         return unfold_time(image_unet.head(self, frames), sample.shape[2])
 

@@ -12,7 +12,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lumiere.conditioning.frames import MaskMix, random_conditioning
-from lumiere.conditioning.text import text_encoder_for
 from lumiere.data.batches import Batch
 from lumiere.device import choose_placement
 from lumiere.diffusion.objective import Objective
@@ -59,7 +58,7 @@ class ClipStage:
         if loop.bf16_weights:
             pipeline.unet.to(torch.bfloat16)
         self.unet, self.codec = pipeline.unet, pipeline.codec
-        self.text = text_encoder_for(pipeline.tokenizer, pipeline.text_encoder)
+        self.text = pipeline.text
         self.objective = Objective.from_scheduler(pipeline.scheduler)
         self.network: nn.Module = torch.compile(self.unet) if loop.compile else self.unet  # type: ignore[assignment]
         pipeline.set_progress_bar_config(disable=True)
@@ -113,13 +112,15 @@ class ClipStage:
 
         Told is <C, M> ``given`` of them, or only what was ``said`` of some.
         """
-        told = {} if said is None else {"added_cond_kwargs": {"said_of_given": said}}
-        text, dtype = self.text.encode(captions), self.unet.dtype
+        dtype = self.unet.dtype
+        height, width = (size * self.codec.spatial_factor for size in clean.shape[-2:])
+        text = self.pipeline.read(captions, height, width).to(self.device, dtype)
+        added = text.added() | ({} if said is None else {"said_of_given": said})
 
         def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
             seen = noisy if given is None else channels_last(torch.cat([noisy, given.to(noisy)], dim=1))
-            states = text.states.to(dtype)
-            return network(seen.to(dtype), timestep, states, encoder_attention_mask=text.mask, **told).sample
+            told = {"encoder_attention_mask": text.mask, "added_cond_kwargs": added}
+            return network(seen.to(dtype), timestep, text.states, **told).sample
 
         clean, noise = (channels_last(clip.to(self.device)) for clip in (clean, noise))
         return self.objective.loss(predict, clean, noise=noise, timestep=timesteps.to(self.device))

@@ -1,0 +1,221 @@
+"""Clips out of shards, in an order that is a pure function of (seed, step): nothing has to be stored to go on.
+
+The order is shuffled twice: shards are drawn in a new order in each epoch, a few of them make a pool, and the clips of
+a pool are mixed. So a store that reads whole tars fast and single clips slowly is read nearly in order, and neighbours
+in a tar, which come of one video, do not follow each other. All clips of a batch are of one size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from lumiere.config import Settings
+from lumiere.data.batches import Batch
+from lumiere.data.sources import SourceVideo
+from lumiere.media import read_clip
+from lumiere.video import from_uint8
+
+FORMAT = "lumiere-shards"
+
+
+class ShardSettings(Settings):
+    """How clips are drawn from shards."""
+
+    pool: int = Field(default=8, ge=1)
+    """Shards whose clips are mixed."""
+    held_out_every: int = Field(default=50, ge=2)
+    """Every n-th clip is kept from training, to measure on: by its own name, so whatever shards there are beside."""
+    batch_sizes: dict[str, int] = Field(default_factory=dict)
+    """Clips of a batch by size, such as {"128x128x80": 2}; of other sizes as many as the recipe's batch_size."""
+    readers: int = Field(default=4, ge=1)
+    """Threads that read ahead."""
+    batches_ahead: int = Field(default=4, ge=0)
+    """Batches that are read before they are asked for."""
+
+
+@dataclass(frozen=True)
+class ShardClip:
+    """One clip of a shard: where its video lies in the tar, its captions, its size."""
+
+    key: str
+    tar: Path
+    span: tuple[int, int]
+    captions: tuple[str, ...]
+    frames: int
+    height: int
+    width: int
+    fps: float
+
+    @property
+    def size(self) -> str:
+        """Width, height and frames, as ``batch_sizes`` names them."""
+        return f"{self.width}x{self.height}x{self.frames}"
+
+
+def read_index(tar: Path) -> list[ShardClip]:
+    """The clips that a tar's index lists. Raises ValueError where there is none, or one of another tar."""
+    path = tar.with_suffix(".json")
+    if not path.is_file():
+        raise ValueError(f"{tar} has no index beside it ({path.name}); lumiere data pack writes both")
+    try:
+        index: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error})") from None
+    if index.get("format") != FORMAT:
+        raise ValueError(f"{path} is no index of a shard (lumiere data pack writes one)")
+    if index["bytes"] != tar.stat().st_size:
+        raise ValueError(
+            f"{path} is not the index of {tar.name}: that has {tar.stat().st_size} bytes, and it says {index['bytes']}"
+            " (pack again: the tar is cut off or was changed)"
+        )
+    return [
+        ShardClip(
+            key=one["key"],
+            tar=tar,
+            span=(one["video"][0], one["video"][1]),
+            captions=tuple(one["captions"]),
+            frames=one["frames"],
+            height=one["height"],
+            width=one["width"],
+            fps=one["fps"],
+        )
+        for one in index["clips"]
+    ]
+
+
+class ShardClips:
+    """Batches of the clips in a folder of shards, as a pure function of (seed, step, rank).
+
+    Of ``ranks`` processes the one of ``rank`` takes every so manieth batch, so the order is the same for any number of
+    them. Raises ValueError when there are no shards, an index does not match its tar, or too few clips are there.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        settings: ShardSettings | None = None,
+        *,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> None:
+        self.settings, self.batch_size, self.seed = settings or ShardSettings(), batch_size, seed
+        self.rank, self.ranks = rank, ranks
+        tars = sorted(Path(folder).glob("*.tar")) if Path(folder).is_dir() else []
+        if not tars:
+            raise ValueError(f"{folder} holds no shards (*.tar); lumiere data pack writes them")
+        every = [read_index(tar) for tar in tars]
+        self.shards = [[clip for clip in clips if not self._is_held_out(clip)] for clips in every]
+        self.held_out = [clip for clips in every for clip in clips if self._is_held_out(clip)]
+        total = sum(len(clips) for clips in self.shards)
+        if not self.held_out or not total:
+            raise ValueError(
+                f"{folder} holds {total + len(self.held_out)} clips, of which {len(self.held_out)} would be held out;"
+                f" at least one is needed on each side (lower held_out_every, {self.settings.held_out_every})"
+            )
+        unknown = set(self.settings.batch_sizes) - {clip.size for clips in every for clip in clips}
+        if unknown:
+            sizes = sorted({clip.size for clips in every for clip in clips})
+            raise ValueError(f"batch_sizes names {min(unknown)}; the shards hold {', '.join(sizes)}")
+        counts = Counter(clip.size for clips in self.shards for clip in clips)
+        self.batches_per_epoch = sum(count // self._batch_size_of(size) for size, count in counts.items())
+        if not self.batches_per_epoch:
+            raise ValueError(
+                f"no size of clips has enough for one batch: there are {_listed(counts)}"
+                f" (lower batch_size, {batch_size})"
+            )
+        self._pool = ThreadPoolExecutor(self.settings.readers)
+        self._ahead: dict[int, Future[Batch]] = {}
+
+    def clips_of(self, step: int) -> list[ShardClip]:
+        """The clips of this rank's batch at a step."""
+        epoch, place = divmod(step * self.ranks + self.rank, self.batches_per_epoch)
+        return list(_batches_of_epoch(self, epoch)[place])
+
+    def batch(self, step: int, count: int, *, held_out: bool = False) -> Batch:
+        """The clips [B, 3, T, H, W] of a step, with one of each one's captions; the next steps' are read ahead.
+
+        ``count`` is only followed for held-out clips: how many make a training batch is the settings' to say.
+        """
+        if held_out:
+            # Of the size that most of them have: those of a batch are of one.
+            size = Counter(clip.size for clip in self.held_out).most_common(1)[0][0]
+            own = [clip for clip in self.held_out if clip.size == size]
+            return self._read([own[(step * count + place) % len(own)] for place in range(count)], step)
+        asked = self._ahead.pop(step, None) or self._pool.submit(self._read_step, step)
+        wanted = range(step + 1, step + 1 + self.settings.batches_ahead)
+        self._ahead = {one: future for one, future in self._ahead.items() if one in wanted}
+        for one in wanted:
+            if one not in self._ahead:
+                self._ahead[one] = self._pool.submit(self._read_step, one)
+        return asked.result()
+
+    def captions(self) -> list[str]:
+        """All captions, held-out clips' too."""
+        every = [*self.held_out, *(clip for clips in self.shards for clip in clips)]
+        return [caption for clip in every for caption in clip.captions]
+
+    def _read_step(self, step: int) -> Batch:
+        return self._read(self.clips_of(step), step)
+
+    def _read(self, clips: Sequence[ShardClip], step: int) -> Batch:
+        frames = np.stack([_frames(clip) for clip in clips])
+        captions = [clip.captions[_number(self.seed, "caption", step, clip.key) % len(clip.captions)] for clip in clips]
+        return Batch(from_uint8(frames), captions)
+
+    def _order(self, epoch: int) -> Iterator[list[ShardClip]]:
+        """The pools of an epoch, each with its clips mixed."""
+        shuffled = np.random.default_rng(_number(self.seed, "shards", epoch)).permutation(len(self.shards))
+        for start in range(0, len(shuffled), self.settings.pool):
+            pool = [clip for place in shuffled[start : start + self.settings.pool] for clip in self.shards[place]]
+            order = np.random.default_rng(_number(self.seed, "clips", epoch, start)).permutation(len(pool))
+            yield [pool[place] for place in order]
+
+    def _batch_size_of(self, size: str) -> int:
+        return self.settings.batch_sizes.get(size, self.batch_size)
+
+    def _is_held_out(self, clip: ShardClip) -> bool:
+        return _number("held out", clip.key) % self.settings.held_out_every == 0
+
+
+@lru_cache(maxsize=2)
+def _batches_of_epoch(clips: ShardClips, epoch: int) -> Sequence[Sequence[ShardClip]]:
+    """The batches of an epoch: clips of one size, in the order of pools; what is left over at the end is left out."""
+    waiting: dict[str, list[ShardClip]] = defaultdict(list)
+    batches = []
+    for pool in clips._order(epoch):
+        for clip in pool:
+            kept = waiting[clip.size]
+            kept.append(clip)
+            if len(kept) == clips._batch_size_of(clip.size):
+                batches.append(tuple(kept))
+                waiting[clip.size] = []
+    assert len(batches) == clips.batches_per_epoch
+    return batches
+
+
+def _frames(clip: ShardClip) -> np.ndarray:
+    """The 8-bit frames [T, H, W, 3] of a clip."""
+    with SourceVideo(f"{clip.key}.mp4", clip.tar, span=clip.span).on_disk() as path:
+        return read_clip(path, num_frames=clip.frames, fps=clip.fps)[0]
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} of {size}" for size, count in counts.items())
+
+
+def _number(*key: object) -> int:
+    """A number that depends on the key alone, and looks random."""
+    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little") >> 1

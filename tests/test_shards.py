@@ -1,0 +1,119 @@
+"""Clips out of shards: one order for any number of ranks and readers, every clip once an epoch, one size a batch."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lumiere.data.pack import PackSettings, pack
+from lumiere.data.scan import Bucket
+from lumiere.data.shards import ShardClips, ShardSettings, read_index
+from tests.media_samples import numbered_frames, write_video
+
+SETTINGS = ShardSettings(pool=2, held_out_every=7, readers=2, batches_ahead=2)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten videos of five clips, every third one square."""
+    place = tmp_path_factory.mktemp("shards")
+    (place / "videos").mkdir()
+    for number in range(10):
+        width = 16 if number % 3 == 0 else 24
+        frames = numbered_frames(20, width=width)
+        frames[..., 1] = 20 * number
+        write_video(place / "videos" / f"{number}.mkv", frames)
+        (place / "videos" / f"{number}.json").write_text(json.dumps([f"video {number}", f"number {number}"]))
+    buckets = (Bucket(height=16, width=24, frames=4), Bucket(height=16, width=16, frames=4))
+    packing = PackSettings(buckets=buckets, min_side=8, workers=1, videos_per_shard=2)
+    pack(place / "videos", place / "out", packing, progress=False)
+    return place / "out"
+
+
+def loader(folder: Path, **options: int) -> ShardClips:
+    return ShardClips(folder, SETTINGS, **{"batch_size": 2, "seed": 3, **options})  # type: ignore[arg-type]
+
+
+def keys(clips: ShardClips, steps: range) -> list[list[str]]:
+    return [[clip.key for clip in clips.clips_of(step)] for step in steps]
+
+
+def test_every_clip_comes_once_an_epoch_in_an_order_of_its_own(shards: Path) -> None:
+    clips = loader(shards)
+    count = clips.batches_per_epoch
+    first, second = (keys(clips, range(epoch * count, (epoch + 1) * count)) for epoch in (0, 1))
+    every = {clip.key for tar in shards.glob("*.tar") for clip in read_index(tar)}
+    held_out = {clip.key for clip in clips.held_out}
+    assert len(every) == 50 and held_out and held_out < every
+    for epoch in (first, second):
+        drawn = list(chain(*epoch))
+        # An odd clip of each of the two sizes is left over.
+        assert len(drawn) == len(set(drawn)) and set(drawn) <= every - held_out
+        assert len(drawn) >= len(every - held_out) - 2
+    assert first != second and keys(loader(shards), range(count)) == first
+    assert keys(loader(shards, seed=4), range(count)) != first
+    for step in range(count):
+        assert len({clip.size for clip in clips.clips_of(step)}) == 1
+
+
+def test_the_order_is_the_same_for_any_number_of_ranks(shards: Path) -> None:
+    alone = keys(loader(shards), range(24))
+    for ranks in (2, 3, 4):
+        parts = [keys(loader(shards, rank=rank, ranks=ranks), range(24 // ranks)) for rank in range(ranks)]
+        assert [parts[place % ranks][place // ranks] for place in range(24)] == alone
+
+
+def test_frames_and_captions_are_the_clip_s_own(shards: Path) -> None:
+    clips = loader(shards)
+    for step in (0, 1, 2, 9):
+        batch = clips.batch(step, 2)
+        for clip, frames, caption in zip(clips.clips_of(step), batch.clips, batch.captions, strict=True):
+            assert frames.shape == (3, 4, clip.height, clip.width) and caption in clip.captions
+            number = int(caption.split()[1])
+            green = (frames[1, :, 12, 2] + 1) * 127.5
+            assert torch.allclose(green, torch.full_like(green, 20.0 * number), atol=8)
+    said = {clips.batch(step, 2).captions[0].split()[0] for step in range(12)}
+    assert said == {"video", "number"}
+    assert clips.batch(0, 3, held_out=True).clips.shape[0] == 3
+
+
+def test_what_is_read_does_not_depend_on_what_was_read_before(shards: Path) -> None:
+    one, other = loader(shards), loader(shards)
+    for step in (0, 1, 2, 3):
+        one.batch(step, 2)
+    resumed = other.batch(4, 2)
+    again = one.batch(4, 2)
+    assert torch.equal(resumed.clips, again.clips) and resumed.captions == again.captions
+
+
+def test_sizes_can_have_batches_of_their_own(shards: Path) -> None:
+    settings = SETTINGS.model_copy(update={"batch_sizes": {"16x16x4": 3}})
+    clips = ShardClips(shards, settings, batch_size=2, seed=0)
+    found = {(clip.size, len(clips.clips_of(step))) for step in range(12) for clip in clips.clips_of(step)}
+    assert found == {("16x16x4", 3), ("24x16x4", 2)}
+    with pytest.raises(ValueError, match="names 9x9x9; the shards hold 16x16x4, 24x16x4"):
+        ShardClips(shards, SETTINGS.model_copy(update={"batch_sizes": {"9x9x9": 3}}), batch_size=2, seed=0)
+
+
+def test_shards_that_do_not_fit_are_refused(shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no shards"):
+        loader(tmp_path)
+    shutil.copytree(shards, tmp_path / "copy")
+    tar = tmp_path / "copy" / "shard-000001.tar"
+    tar.write_bytes(tar.read_bytes()[:-512])
+    with pytest.raises(ValueError, match=r"is not the index of shard-000001\.tar"):
+        loader(tmp_path / "copy")
+    tar.with_suffix(".json").unlink()
+    with pytest.raises(ValueError, match="no index beside it"):
+        loader(tmp_path / "copy")
+    with pytest.raises(ValueError, match="enough for one batch"):
+        loader(shards, batch_size=100)
+    many = np.iinfo(np.int32).max
+    with pytest.raises(ValueError, match="held out"):
+        ShardClips(shards, SETTINGS.model_copy(update={"held_out_every": int(many)}), batch_size=2, seed=0)
