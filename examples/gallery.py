@@ -36,7 +36,7 @@ CLIPS = {
     "slide": ("a green tree slides left slowly in the snow", 6),
     "grow": ("a blue mushroom grows slowly in a meadow", 7),
 }
-SHOWN = ("slide", "rise", "grow")
+SHOWN = ("bounce", "orbit", "slide")
 """Those that the README shows moving; the others are in the sheet."""
 CLIP_PX = 128
 """Width of the README's clips and of the sheet's frames; smaller ones are enlarged."""
