@@ -20,7 +20,7 @@ from lumiere.applications.image_to_video import animate
 from lumiere.applications.inpainting import inpaint, outpaint
 from lumiere.applications.known_frames import extend, interpolate, loop, retime
 from lumiere.data.captions import caption, terse_caption
-from lumiere.data.storybook import Actor, Scene, frame_times, object_region, render
+from lumiere.data.storybook import Actor, Scene, frame_times, object_region, render, without_actors
 from lumiere.device import choose_placement
 from lumiere.media import write_clip
 from lumiere.progress import progress_bar
@@ -97,8 +97,8 @@ def entries() -> list[Entry]:
     fish = scene("dusk", "fish", "orange", "slide right")
     new = replace(slide, actors=(replace(slide.actors[0], object="mushroom", colour="purple"),))
     rise_clip, slide_clip, pulse_clip, bounce_clip, fish_clip = map(clip_of, (rise, slide, pulse, bounce, fish))
-    around = object_region(slide_clip, clip_of(replace(slide, actors=())))
-    stays = object_region(pulse_clip, clip_of(replace(pulse, actors=()))).amax(2)
+    around = object_region(slide_clip, clip_of(without_actors(slide)))
+    stays = object_region(pulse_clip, clip_of(without_actors(pulse))).amax(2)
     stays[..., [0, -1], :], stays[..., [0, -1]] = 0, 0
     moon, star = rise_clip[:, :, 0], pulse_clip[:, :, 0]
     band = fish_clip[..., 7:25, :]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -25,6 +25,7 @@ from lumiere.data.storybook import (
     from_start,
     object_region,
     render,
+    without_actors,
 )
 
 CLIP_S = 5.0
@@ -32,11 +33,13 @@ CLIP_S = 5.0
 
 @dataclass(frozen=True)
 class Batch:
-    """Clips [B, 3, T, H, W] in -1..1 and their captions; ``scenes`` where the storybook drew them."""
+    """Clips [B, 3, T, H, W] in -1..1 and their captions; where the storybook drew them, ``scenes`` at ``times_s``
+    [B, T]."""
 
     clips: Tensor
     captions: list[str]
     scenes: tuple[Scene, ...] = ()
+    times_s: Tensor | None = None
 
 
 class StorybookSettings(Settings):
@@ -97,13 +100,16 @@ class StorybookBatches:
         times = self._times(count, generator).to(self.device)
         parts = [part for part in (slice(*both) for both in pairwise([0, *ends])) if scenes[part]]
         clips = [render(scenes[part], times[part], size=self.settings.size) for part in parts]
-        return Batch(torch.cat(clips), captions, tuple(scenes))
+        return Batch(torch.cat(clips), captions, tuple(scenes), times)
+
+    def empty(self, batch: Batch) -> Tensor:
+        """The clips of a batch without their actors, [B, 3, T, H, W]."""
+        assert batch.times_s is not None
+        return render([without_actors(scene) for scene in batch.scenes], batch.times_s, size=self.settings.size)
 
     def objects(self, batch: Batch) -> Tensor:
-        """Where the objects of a batch of clips are, [B, 1, T, H, W] of 0 and 1."""
-        empty = [replace(scene, actors=()) for scene in batch.scenes]
-        times = self.settings.frame_step * frame_times(self.settings.num_frames)
-        return object_region(batch.clips, render(empty, times.to(self.device), size=self.settings.size))
+        """Boxes around the objects of a batch of clips, [B, 1, T, H, W] of 0 and 1."""
+        return object_region(batch.clips, self.empty(batch))
 
     def _caption(self, scene: Scene, generator: torch.Generator) -> str:
         share = self.settings.terse_share

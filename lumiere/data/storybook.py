@@ -124,6 +124,11 @@ def from_start(scene: Scene) -> Scene:
     return replace(scene, actors=tuple(replace(actor, phase=0.0, tempo=1.0) for actor in scene.actors))
 
 
+def without_actors(scene: Scene) -> Scene:
+    """What is left when the actors are taken away."""
+    return replace(scene, actors=())
+
+
 def _draw_actor(generator: torch.Generator, place: int, num_actors: int, motions: Sequence[str]) -> Actor:
     kind = Actor(
         object=_choose(generator, OBJECTS),
@@ -209,9 +214,14 @@ def render(scenes: Sequence[Scene], times_s: Tensor, *, size: int | tuple[int, i
     return draw(backgrounds, seeds, actors, times, style=styles.pop(), height=height, width=width)
 
 
+def object_pixels(clip: Tensor, empty: Tensor) -> Tensor:
+    """True [B, 1, T, H, W] where a clip differs from the same one without its actors."""
+    return (clip - empty).abs().amax(1, keepdim=True) > 0.02
+
+
 def object_region(clip: Tensor, empty: Tensor) -> Tensor:
     """A box [B, 1, T, H, W] of 1 in each frame around all that differs from the clip without it, and a margin."""
-    differs = (clip - empty).abs().amax(1, keepdim=True) > 0.02
+    differs = object_pixels(clip, empty)
     margin = max(1, round(MARGIN * clip.shape[-2]))
     rows, columns = (_span(differs.any(axis), margin) for axis in (-1, -2))
     return (rows[..., :, None] & columns[..., None, :]).to(clip)

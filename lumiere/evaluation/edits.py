@@ -24,6 +24,7 @@ from lumiere.data.storybook import (
     from_start,
     object_region,
     render,
+    without_actors,
 )
 from lumiere.evaluation.storybook import UNREADABLE, read_clip
 
@@ -116,7 +117,7 @@ class Case:
             case "recolour":
                 return caption(replace(scene, actors=(replace(scene.actors[0], colour=self.new_colour),)))
             case "remove":
-                return caption(replace(scene, actors=()))
+                return caption(without_actors(scene))
         return caption(scene)
 
 
@@ -129,7 +130,7 @@ def draw_case(index: int, edit: str, *, num_frames: int, size: tuple[int, int]) 
     motions = REPEATING_MOTIONS if edit == "loop" else MOTIONS
     scene = from_start(draw_scene(generator, held_out=True, motions=motions))
     times = frame_times(num_frames)
-    clip, empty = render([scene], times, size=size), render([replace(scene, actors=())], times, size=size)
+    clip, empty = render([scene], times, size=size), render([without_actors(scene)], times, size=size)
     return Case(index, scene, clip, object_region(clip, empty))
 
 

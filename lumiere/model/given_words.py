@@ -25,7 +25,7 @@ class GivenWords(nn.Module):
     A frozen image network draws what its text says, while to layers that mix frames a lone given frame is far from
     most of the others. So the given places of all frames are read by a few convolutions and gathered by learned
     queries into states of text, as if the prompt had named what is to be seen. Of a clip of which nothing is given
-    nothing is said: the states are hidden.
+    nothing is said: the states are hidden. When a frame is given is not heard: what is named is there at all times.
 
     ``picture_channels`` of <C, M> are C, the rest M. Source: IP-Adapter (Ye et al., arXiv 2308.06721) tells pictures
     to frozen text-to-image networks so; here what is read are the clip's own given places.
@@ -65,7 +65,7 @@ class GivenWords(nn.Module):
             seen = F.silu(norm(conv(seen).permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
         height, width = seen.shape[-2:]
         places = unfold_time(seen, frames).permute(0, 2, 3, 4, 1).flatten(1, 3)
-        places = places + grid_positions(frames, height, width, self.WIDTH, like=places)
+        places = places + grid_positions(1, height, width, self.WIDTH, like=places).repeat(frames, 1)
         share = F.adaptive_avg_pool2d(share, (height, width)).view(batch, -1)
         hidden = torch.where(share > 0, share.clamp(min=1e-3).log(), torch.full_like(share, -10000.0))
         key, value = self.key_value(places).unflatten(-1, (2, self.HEADS, -1)).permute(2, 0, 3, 1, 4).unbind(0)

@@ -1,4 +1,7 @@
-"""What is given learns to be said in the image network's words, as the text encoder would say what is to be seen.
+"""What is given learns to be said in the image network's words, as the text encoder would say what is seen of it.
+
+An object is named where a good part of it is given; behind a hole that hides it, only the place is. Words that named it
+there, too, painted it into regions from which it was to be removed (LOG.md).
 
 No network draws anything for that, so it takes minutes: learned through the image network instead, by what it makes of
 the words, they named night and dusk and stopped there (LOG.md).
@@ -14,11 +17,12 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor, nn
 
-from lumiere.conditioning.frames import MaskMix, num_channels, random_conditioning
+from lumiere.conditioning.frames import Conditioning, MaskMix, first_frame, num_channels, random_conditioning
 from lumiere.conditioning.text import freeze
 from lumiere.config import Settings
-from lumiere.data.batches import StorybookBatches, StorybookSettings
+from lumiere.data.batches import Batch, StorybookBatches, StorybookSettings
 from lumiere.data.captions import still_caption, terse_caption
+from lumiere.data.storybook import object_pixels, without_actors
 from lumiere.device import choose_placement
 from lumiere.model.given_words import Said
 from lumiere.model.inflate import add_given_words, widen_input
@@ -29,6 +33,8 @@ from lumiere.training.stages.clips import ClipStage
 from lumiere.video import contact_sheet
 
 NUM_SHOWN = 8
+SEEN_FROM = 0.3
+"""Share of an object's pixels in a frame that must be given for it to be named."""
 SHOWN_AT = 0.97
 """Share of the schedule at which predictions are shown: little more than the scene's colours is left."""
 
@@ -45,18 +51,20 @@ class GivenWordsSettings(Settings):
     """States of text that are said."""
     loop: LoopSettings
     data: StorybookSettings = StorybookSettings(num_frames=2, any_moments=True)
-    """Clips of two frames: part of the first is given; the second is what is drawn by it, to see how well."""
+    """Clips of two frames, of which parts are given. (For validation only of the first; the second is drawn by it.)"""
     given: MaskMix = MaskMix(
         nothing=0,
-        first_frame=0.7,
+        first_frame=0.5,
         several_frames=0,
         outside_boxes=0.1,
-        outside_blobs=0.05,
-        outside_objects=0,
+        outside_blobs=0.1,
+        outside_objects=0.15,
         inside_boxes=0.15,
         cinemagraph=0,
     )
-    """How much of the first frame is given."""
+    """How much of a frame is given."""
+    second_share: float = Field(default=0.3, ge=0, le=1)
+    """Share of the clips of which the second frame is given, too, as much of it as chance wills."""
     num_validation_clips: int = Field(default=64, ge=1)
 
 
@@ -78,9 +86,11 @@ class GivenWordsTraining(ClipStage):
         pipeline.unet.to(memory_format=torch.channels_last)
         freeze(pipeline.text_encoder)
         device = choose_placement(settings.loop.device).device
+        self.second_share = settings.second_share
+        self.books = StorybookBatches(settings.data, seed=settings.loop.seed, device=device)
         super().__init__(
             pipeline,
-            StorybookBatches(settings.data, seed=settings.loop.seed, device=device),
+            self.books,
             loop=settings.loop,
             noise=NoiseSettings(),
             caption_dropout=0.0,
@@ -89,23 +99,21 @@ class GivenWordsTraining(ClipStage):
         )
 
     def losses(self, step: int, count: int) -> Tensor:
-        """How far off [B] the words are from the text states of a caption of what is to be seen, of which share."""
+        """How far off [B] the words are from the text states of a caption of what is seen, of which share."""
         batch = self.data.batch(step, count)
-        generator = torch.Generator().manual_seed(self.loop.seed * 1_000_003 + step)
-        said = self._said(batch.clips, generator).states.float()
-        wanted = self.text.encode([still_caption(scene) for scene in batch.scenes]).states[:, : said.shape[1]].float()
-        return (said - wanted).square().mean((1, 2)) / wanted.square().mean()
+        return self._misses(batch, torch.Generator().manual_seed(self.loop.seed * 1_000_003 + step))
 
     def validate(self) -> dict[str, float]:
-        """The loss on held-out stills at evenly spread timesteps: with the whole caption; with only the motion's, and
-        another moment of the scene said; and with that caption alone."""
+        """How far off the words are on held-out stills of which parts are given; and the loss on held-out stills at
+        evenly spread timesteps: with the whole caption; with only the motion's, and another moment of the scene said;
+        and with that caption alone."""
         batch = self.data.batch(0, self.num_validation_clips, held_out=True)
         clean = self.codec.encode(batch.clips[:, :, 1:])
         generator = torch.Generator().manual_seed(1)
-        noise, said = torch.randn(clean.shape, generator=generator), self._said(batch.clips, generator)
+        noise, said = torch.randn(clean.shape, generator=generator), self._first_said(batch)
         timesteps, half = even_timesteps(len(clean), self.objective.num_timesteps), len(clean) // 2
         terse = [terse_caption(scene) for scene in batch.scenes]
-        found: dict[str, float] = {}
+        found = {"words": float(self._misses(batch, torch.Generator().manual_seed(2)).mean())}
         for name, captions, one in (
             ("", terse, said),
             ("_whole_caption", batch.captions, None),
@@ -121,7 +129,7 @@ class GivenWordsTraining(ClipStage):
         batch = self.data.batch(0, NUM_SHOWN, held_out=True)
         clean = self.codec.encode(batch.clips[:, :, 1:])
         generator = torch.Generator().manual_seed(1)
-        noise, said = torch.randn(clean.shape, generator=generator), self._said(batch.clips, generator)
+        noise, said = torch.randn(clean.shape, generator=generator), self._first_said(batch)
         timesteps = torch.full((NUM_SHOWN,), int(SHOWN_AT * self.objective.num_timesteps) - 1)
         noisy = self.objective.add_noise(clean, noise, timesteps)
         terse = [terse_caption(scene) for scene in batch.scenes]
@@ -135,11 +143,42 @@ class GivenWordsTraining(ClipStage):
         Image.fromarray(contact_sheet(frames, columns=NUM_SHOWN, scale=3)).save(folder / "told_and_untold.png")
         (folder / "captions.txt").write_text("\n".join(batch.captions) + "\n")
 
-    def _said(self, clips: Tensor, generator: torch.Generator) -> Said:
-        """What of the first frames is given, said."""
+    def _misses(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """How far off [B] what is said of randomly given parts is, as a share of the power of what should be."""
+        given = self._given(batch, generator)
+        said = self.unet.say_given(self._told(given)).states.float()
+        wanted = self.text.encode(self._seen_captions(batch, given)).states[:, : said.shape[1]].float()
+        return (said - wanted).square().mean((1, 2)) / wanted.square().mean()
+
+    def _given(self, batch: Batch, generator: torch.Generator) -> Conditioning:
+        """Part of the first frame of each clip, and of some of the second, too: [B, ...] of two frames."""
         assert self.mix is not None
-        drawn = random_conditioning(clips[:, :, :1].cpu(), self.mix, generator)
-        return self.unet.say_given(drawn.encoded(self.codec).to(self.device, self.unet.dtype))
+        objects = self.books.objects(batch).cpu()
+        parts = []
+        for frame in (slice(0, 1), slice(1, 2)):
+            clip = batch.clips[:, :, frame].cpu()
+            parts.append(random_conditioning(clip, self.mix, generator, objects=objects[:, :, frame]))
+        is_given = (torch.rand(len(objects), generator=generator) < self.second_share).view(-1, 1, 1, 1, 1)
+        mask = torch.cat([parts[0].mask, parts[1].mask * is_given], dim=2)
+        return Conditioning.of(batch.clips.cpu(), mask)
+
+    def _first_said(self, batch: Batch) -> Said:
+        """The first frames of the clips, said."""
+        return self.unet.say_given(self._told(first_frame(batch.clips[:, :, 0], 1)))
+
+    def _told(self, given: Conditioning) -> Tensor:
+        """<C, M> as the network sees it."""
+        return given.encoded(self.codec).to(self.device, self.unet.dtype)
+
+    def _seen_captions(self, batch: Batch, given: Conditioning) -> list[str]:
+        """What the given parts show: the actors of those scenes of whose pixels enough are given in one frame."""
+        pixels = object_pixels(batch.clips, self.books.empty(batch)).cpu()
+        seen = (pixels * given.mask).sum((1, 3, 4)) / pixels.sum((1, 3, 4)).clamp(min=1)
+        is_seen = (seen.amax(1) >= SEEN_FROM).tolist()
+        return [
+            still_caption(scene if whole else without_actors(scene))
+            for scene, whole in zip(batch.scenes, is_seen, strict=True)
+        ]
 
     def _prediction(
         self, network: nn.Module, noisy: Tensor, timesteps: Tensor, captions: list[str], said: Said | None
