@@ -17,10 +17,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from lumiere.conditioning.text import DEEPFLOYD_READING, Reading
+from lumiere.memory import peak_bytes, tensor_bytes
 from lumiere.model import motion
 from lumiere.model.inflate import Inflation, account
 from lumiere.model.stunet import STUNet
 from lumiere.model.temporal import TemporalSettings
+from lumiere.model.weigh import on_meta, pass_bytes
 from lumiere.pipeline import LumierePipeline
 from lumiere.super_resolution import SuperResolutionStage, folder_index, load_component, pipeline_name
 
@@ -29,8 +31,8 @@ WEIGHTS = ("unet", "text_encoder", "text_encoder_2", "vae")
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-FEATURES_HELD = 10
-"""How many times its finest features a network holds at its fullest, about."""
+FEW_FRAMES = 4
+"""Frames at once through the image layers where memory is short."""
 
 
 @dataclass(frozen=True)
@@ -151,33 +153,69 @@ def inflate_model(
     return Backbone(model, _sources(model, str(source), trained), account(unet), notes)
 
 
-def memory_bytes(pipeline: LumierePipeline, num_frames: int, height: int, width: int) -> dict[str, int]:
-    """About the memory, in bytes, that a clip takes: the weights, one pass of the base, and its chunk in the VAE.
+@dataclass(frozen=True)
+class ClipMemory:
+    """What a clip of some size takes, in bytes: each component's weights, and the tensors of the two hungriest moments.
 
-    The base's is that of its finest features; attention that is not fused, and compilers, take more.
+    Attention is counted as the fused kernels do it. What allocators, compilers and libraries keep comes on top.
     """
+
+    weights: dict[str, int]
+    step: int
+    """One pass of the base, without guidance' second clip."""
+    step_in_parts: int
+    """The same with ``FEW_FRAMES`` frames at once through the image layers."""
+    decode: int
+    """The VAE's own chunk of frames; 0 without a VAE."""
+    clips: int
+    """The finished clip and the noisy ones that the sampler holds, in fp32."""
+
+    @property
+    def whole(self) -> int:
+        """Everything on the device."""
+        return sum(self.weights.values()) + max(self.step, self.decode) + self.clips
+
+    @property
+    def offloaded(self) -> int:
+        """One component at a time on the device (``pipeline.enable_model_cpu_offload()``), in parts."""
+        moments = {**self.weights, "unet": self.weights["unet"] + self.step_in_parts}
+        if "vae" in moments:
+            moments["vae"] += self.decode
+        return max(moments.values()) + self.clips
+
+
+def clip_memory(pipeline: LumierePipeline, num_frames: int, height: int, width: int) -> ClipMemory:
+    """What a clip of that size in pixels takes, counted on the meta device in about a second."""
     grid = pipeline.codec.spatial_factor
-    weights = sum(
-        weight.numel() * weight.element_size()
-        for part in pipeline.components.values()
+    weights = {
+        name: tensor_bytes(part.parameters())
+        for name, part in pipeline.components.items()
         if isinstance(part, torch.nn.Module)
-        for weight in part.parameters()
+    }
+    unet = on_meta(pipeline.unet.config, pipeline.unet.dtype)
+    clip = (1, num_frames, height // grid, width // grid)
+    noisy = 4 * pipeline.codec.channels * num_frames * clip[2] * clip[3]
+    return ClipMemory(
+        weights=weights,
+        step=pass_bytes(unet, clip),
+        step_in_parts=pass_bytes(unet, clip, chunk=FEW_FRAMES),
+        decode=_decode_bytes(pipeline, height // grid, width // grid),
+        clips=3 * noisy + 4 * 3 * num_frames * height * width,
     )
-    places = num_frames * (height // grid) * (width // grid)
-    unet = pipeline.unet
-    base = FEATURES_HELD * places * unet.config.block_out_channels[0] * unet.dtype.itemsize
-    found = {"weights": weights, "base": base}
-    if pipeline.vae is not None:
-        width_of_vae = pipeline.vae.config.block_out_channels[0]
-        found["vae"] = (
-            FEATURES_HELD
-            * getattr(pipeline.codec, "chunk", 1)
-            * height
-            * width
-            * width_of_vae
-            * pipeline.vae.dtype.itemsize
-        )
-    return found
+
+
+def _decode_bytes(pipeline: LumierePipeline, height: int, width: int) -> int:
+    """What decoding the frames that go through the VAE at once takes; 0 without one."""
+    if pipeline.vae is None:
+        return 0
+    with torch.device("meta"), torch.no_grad():
+        vae = type(pipeline.vae).from_config(pipeline.vae.config)
+        is_upcast = pipeline.vae.dtype == torch.float16 and pipeline.vae.config.get("force_upcast")
+        dtype = torch.float32 if is_upcast else pipeline.vae.dtype
+        for weight in vae.parameters():
+            weight.data = weight.data.to(dtype)
+        latents = torch.empty(pipeline.codec.chunk, vae.config.latent_channels, height, width, dtype=dtype)
+        return peak_bytes(lambda: vae.decode(latents).sample)
 
 
 def _folder(source: Path, dtype: torch.dtype | None) -> tuple[dict[str, Any], str, dict[str, Any]]:

@@ -61,7 +61,8 @@ class Inflate:
         from rich.console import Console
         from rich.table import Table
 
-        from lumiere.backbones import inflate_model, memory_bytes
+        from lumiere.backbones import clip_memory, inflate_model
+        from lumiere.memory import gib
         from lumiere.pipeline import LumierePipeline
 
         backbone = inflate_model(
@@ -89,10 +90,11 @@ class Inflate:
         if isinstance(model, LumierePipeline):
             height, width = model.default_size
             for frames in sorted({model.config.num_frames, 80}):
-                need = memory_bytes(model, frames, height, width)
-                parts = ", ".join(f"{name} {value / 2**30:.2f}" for name, value in need.items())
-                total = need["weights"] + max(need["base"], need.get("vae", 0))
-                print(f"{frames} frames of {width}x{height} need about {total / 2**30:.1f} GiB ({parts})")
+                need = clip_memory(model, frames, height, width)
+                print(
+                    f"{frames} frames of {width}x{height} need {gib(need.whole)} (a pass {gib(need.step)}), or"
+                    f" {gib(need.offloaded)} with one component at a time on the device and few frames at once"
+                )
 
 
 def _say_sizes(out: Path, inflation: Inflation) -> None:

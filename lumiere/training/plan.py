@@ -1,0 +1,171 @@
+"""What a training run will take in memory, rank by rank, before anything is loaded: counted, not guessed.
+
+The network is built on the meta device, and one forward and backward pass of it over the largest batch is counted tensor
+by tensor; what optimiser and averages hold follows from the number of trained weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from rich.console import Group
+from rich.table import Table
+
+from lumiere.memory import gib
+from lumiere.model.stunet import STUNet
+from lumiere.model.weigh import on_meta, training_bytes
+
+HEADROOM = 0.9
+"""Share of the memory that is planned with: allocators, kernels and libraries take the rest."""
+FEWER_FRAMES = 4
+"""Frames at once through the image layers, where that is what helps."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is trained, as far as memory is concerned."""
+
+    config: Mapping[str, Any]
+    """Of the Space-Time U-Net."""
+    frames: int
+    height: int
+    width: int
+    """Of the largest clips, in pixels."""
+    batch_size: int
+    trains_image: bool = False
+    """Whether the image network is trained instead of the layers that mix frames."""
+    spatial_factor: int = 1
+    """Pixels on a side of one of the network's places: 8 for a VAE's latents, 2 for 2x2 blocks."""
+    bf16: bool = True
+    """Whether the network computes in bfloat16."""
+    bf16_weights: bool = False
+    """Whether its weights are kept in it, too, with fp32 copies of the trained ones in the optimiser."""
+    checkpointing: bool = False
+    chunk: int | None = None
+    ranks: int = 1
+    is_sharded: bool = False
+    beside: int = 0
+    """Frozen weights that stay on the device beside the network, such as a VAE's, in bytes."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """The memory of one rank in bytes, by what takes it."""
+
+    weights: int
+    optimiser: int
+    """Two moments, and fp32 copies of the trained weights where the network's are bfloat16."""
+    average: int
+    activations: int
+    """The most that lives during a forward and backward pass, gradients included."""
+    beside: int
+    num_weights: int
+    num_trained: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.optimiser + self.average + self.activations + self.beside
+
+
+def need_of(job: Job, network: STUNet | None = None) -> Need:
+    """What a rank needs for a job. ``network`` is the job's, on meta, if it was made before.
+
+    In sharded training the weights of one block at a time are gathered; the largest is counted.
+    """
+    network = network or network_of(job)
+    (network.freeze_temporal if job.trains_image else network.freeze_image)()
+    clip = (job.batch_size, job.frames, job.height // job.spatial_factor, job.width // job.spatial_factor)
+    activations = training_bytes(network, clip, checkpointing=job.checkpointing, chunk=job.chunk)
+    counts = [(weight.numel(), weight.requires_grad) for weight in network.parameters()]
+    whole, trained = sum(count for count, _ in counts), sum(count for count, is_trained in counts if is_trained)
+    share = job.ranks if job.is_sharded else 1
+    kept = 2 if job.bf16_weights and not job.is_sharded else 4
+    weights = whole * kept // share
+    if job.is_sharded:
+        own = 2 if job.bf16 else 4
+        gathered = max(sum(weight.numel() for weight in block.parameters()) for block in _blocks(network)) * own
+        # Gradients stay whole only until their block is done.
+        activations += 2 * gathered - trained * own * (share - 1) // share
+    return Need(
+        weights=weights,
+        optimiser=trained * (12 if kept == 2 else 8) // share,
+        average=trained * 4 // share,
+        activations=activations,
+        beside=job.beside,
+        num_weights=whole,
+        num_trained=trained,
+    )
+
+
+def network_of(job: Job) -> STUNet:
+    """The job's network on meta, in the number format that it computes in."""
+    return on_meta(job.config, torch.bfloat16 if job.bf16 or job.bf16_weights else torch.float32)
+
+
+def remedies(job: Job, available: int) -> Iterator[tuple[str, Need]]:
+    """What could be changed where a job does not fit, from what costs least, each with what it then needs; the changes
+    add up, and end with the first that fits."""
+    network = network_of(job)
+    changes: list[tuple[str, dict[str, Any], bool]] = [
+        ("keep the weights in bfloat16 (loop.bf16_weights true)", {"bf16_weights": True}, not job.bf16_weights),
+        ("gradient checkpointing (checkpointing true)", {"checkpointing": True}, not job.checkpointing),
+        ("one clip a pass (loop.batch_size 1, more loop.accumulation)", {"batch_size": 1}, job.batch_size > 1),
+        (
+            f"{FEWER_FRAMES} frames at once through the image layers (chunk_image_layers {FEWER_FRAMES})",
+            {"chunk": FEWER_FRAMES},
+            job.chunk is None or job.chunk > FEWER_FRAMES,
+        ),
+        (
+            "shards over the ranks (loop.sharding sharded)",
+            {"is_sharded": True},
+            job.ranks > 1 and not job.is_sharded,
+        ),
+    ]
+    for name, change, is_new in changes:
+        if is_new:
+            job = replace(job, **change)
+            need = need_of(job, network)
+            yield name, need
+            if need.total <= HEADROOM * available:
+                return
+
+
+def report(job: Job, need: Need, available: int | None) -> Group:
+    """The plan for a person: a table, whether it fits into ``available`` bytes, and what to change if not."""
+    how = "sharded" if job.is_sharded else "each rank holds everything"
+    table = Table("memory of one rank", f"{job.ranks} rank{'s' if job.ranks > 1 else ''}, {how}", show_header=True)
+    for name, value in (
+        (f"weights ({need.num_weights / 1e6:,.0f} M)", need.weights),
+        (f"optimiser ({need.num_trained / 1e6:,.0f} M trained)", need.optimiser),
+        ("running average", need.average),
+        (
+            f"a step of {job.batch_size} x {job.frames} frames of {job.width}x{job.height},"
+            f" {'with' if job.checkpointing else 'without'} gradient checkpointing",
+            need.activations,
+        ),
+        ("frozen networks beside it", need.beside),
+        ("all", need.total),
+    ):
+        table.add_row(name, gib(value))
+    lines = []
+    if available is not None:
+        if need.total <= HEADROOM * available:
+            lines.append(f"It fits into {gib(available)}.")
+        else:
+            lines.append(f"It does not fit into {gib(available)} ({HEADROOM:.0%} of which is planned with). To change:")
+            found = list(remedies(job, available))
+            lines += [f"- {name}: {gib(one.total)}" for name, one in found]
+            if not found or found[-1][1].total > HEADROOM * available:
+                lines.append("- that is not enough: fewer frames, smaller pictures, or a larger device")
+    return Group(table, *lines)
+
+
+def _blocks(network: STUNet) -> Iterator[torch.nn.Module]:
+    """What sharded training gathers at a time."""
+    image = (*network.down_blocks, network.mid_block, *network.up_blocks)
+    yield from image
+    yield from (*network.temporal.down, network.temporal.middle, *network.temporal.up)
