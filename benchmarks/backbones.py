@@ -4,8 +4,8 @@
 
 The image network has the shape of Stable Diffusion 1.5 and random weights. Each network runs in a process of its own,
 so that its peak memory is its own; both see the same latents of ``frames`` frames of ``size`` x ``size`` pixels.
-Printed are time, GFLOP/s, the peak of the memory, and how it falls when fewer frames go through the image layers at
-once.
+Printed are time, GFLOP/s, the peak of the memory beside the plan's, and how it falls when fewer frames go through the
+image layers at once; then the plans of larger clips of public models.
 """
 
 from __future__ import annotations
@@ -23,16 +23,14 @@ import torch
 import tyro
 from torch.utils.flop_counter import FlopCounterMode
 
-STABLE_DIFFUSION_1_5: dict[str, Any] = {
-    "sample_size": 64,
-    "block_out_channels": (320, 640, 1280, 1280),
-    "layers_per_block": 2,
-    "cross_attention_dim": 768,
-    "attention_head_dim": 8,
-}
-"""Of diffusers' defaults nothing else differs."""
+from lumiere.backbones import known_clip_memory
+from lumiere.memory import gib, tensor_bytes
+from lumiere.model.architectures import architecture
+from lumiere.model.stunet import STUNet
+from lumiere.model.weigh import on_meta, pass_bytes
 
 WORDS = 77
+PLANNED = (("sd15", 16, 512), ("sd15", 80, 512), ("sdxl", 80, 1024), ("if_xl", 80, 64))
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -64,6 +62,8 @@ class Found:
     seconds: float
     gflop: float
     peak_gib: float
+    planned_gib: float | None = None
+    """What the meta device says of weights and a pass; the peak also holds interpreter and libraries."""
     training_seconds: float | None = None
 
     def __str__(self) -> str:
@@ -71,6 +71,8 @@ class Found:
             f"{self.name}: {self.parameters / 1e6:.0f} M parameters ({self.new_parameters / 1e6:.0f} M for motion),"
             f" {self.seconds:.1f} s a step, {self.gflop / self.seconds:.0f} GFLOP/s, peak {self.peak_gib:.1f} GiB"
         )
+        if self.planned_gib is not None:
+            line += f" (planned {self.planned_gib:.1f})"
         return line if self.training_seconds is None else f"{line}, training step {self.training_seconds:.1f} s"
 
 
@@ -78,9 +80,7 @@ def ours(chunk: int | None) -> torch.nn.Module:
     """The inflated network with random weights."""
     from diffusers import UNet2DConditionModel
 
-    from lumiere.model.stunet import STUNet
-
-    stunet = STUNet.from_image_unet(UNet2DConditionModel(**STABLE_DIFFUSION_1_5))
+    stunet = STUNet.from_image_unet(UNet2DConditionModel(**architecture("sd15").unet))
     stunet.chunk_image_layers(chunk)
     return stunet
 
@@ -89,7 +89,7 @@ def theirs() -> torch.nn.Module:
     """diffusers' motion network of the same image network, with random motion modules."""
     from diffusers import MotionAdapter, UNet2DConditionModel, UNetMotionModel
 
-    return UNetMotionModel.from_unet2d(UNet2DConditionModel(**STABLE_DIFFUSION_1_5), MotionAdapter())
+    return UNetMotionModel.from_unet2d(UNet2DConditionModel(**architecture("sd15").unet), MotionAdapter())
 
 
 def measure(name: str, chunk: int | None, options: Options, queue: Any) -> None:
@@ -119,8 +119,23 @@ def measure(name: str, chunk: int | None, options: Options, queue: Any) -> None:
         network.train()
         network.enable_gradient_checkpointing()
         training = _timed(lambda: forward().float().square().mean().backward(), device)
+    planned = None
+    if isinstance(network, STUNet):
+        meta = on_meta(network.config, network.dtype)
+        planned = pass_bytes(meta, (1, options.frames, side, side), chunk=chunk) + tensor_bytes(network.parameters())
     new = sum(count for count, is_one in zip(counts, is_new, strict=True) if is_one)
-    queue.put(Found(name, sum(counts), new, seconds, counter.get_total_flops() / 1e9, peak, training))
+    queue.put(
+        Found(
+            name,
+            sum(counts),
+            new,
+            seconds,
+            counter.get_total_flops() / 1e9,
+            peak,
+            None if planned is None else planned / 2**30,
+            training,
+        )
+    )
 
 
 def _timed(run: Any, device: torch.device) -> float:
@@ -154,12 +169,21 @@ def main(options: Options) -> list[Found]:
         process.join()
         print(found[-1], flush=True)
     print(f"time over diffusers': {found[0].seconds / found[1].seconds:.2f}")
+    plans = []
+    for name, frames, size in PLANNED:
+        plan = known_clip_memory(name, frames, size, size)
+        print(
+            f"plan: {name}, {frames} frames of {size}x{size}: {gib(plan.whole)} (a pass {gib(plan.step)}, in parts"
+            f" {gib(plan.step_in_parts)}), one component at a time and in parts {gib(plan.offloaded)}"
+        )
+        plans.append({"model": name, "frames": frames, "size": size, "whole": plan.whole, "offloaded": plan.offloaded})
     if options.out is not None:
         machine = {"processor": platform.processor(), "threads": torch.get_num_threads(), "torch": torch.__version__}
         report = {
             "options": asdict(options) | {"out": None},
             "machine": machine,
             "found": [asdict(one) for one in found],
+            "plans": plans,
         }
         options.out.write_text(json.dumps(report, indent=2) + "\n")
     return found

@@ -7,6 +7,7 @@ are read, how strongly they guide). Only the layers that mix frames are new.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,11 +15,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from diffusers import AutoencoderKL
 from safetensors import SafetensorError, safe_open
 
+from lumiere.codec import Latents
 from lumiere.conditioning.text import DEEPFLOYD_READING, Reading
 from lumiere.memory import peak_bytes, tensor_bytes
 from lumiere.model import motion
+from lumiere.model.architectures import architecture
 from lumiere.model.inflate import Inflation, account
 from lumiere.model.stunet import STUNet
 from lumiere.model.temporal import TemporalSettings
@@ -166,7 +170,7 @@ class ClipMemory:
     step_in_parts: int
     """The same with ``FEW_FRAMES`` frames at once through the image layers."""
     decode: int
-    """The VAE's own chunk of frames; 0 without a VAE."""
+    """One frame through the VAE; 0 without a VAE."""
     clips: int
     """The finished clip and the noisy ones that the sampler holds, in fp32."""
 
@@ -186,36 +190,58 @@ class ClipMemory:
 
 def clip_memory(pipeline: LumierePipeline, num_frames: int, height: int, width: int) -> ClipMemory:
     """What a clip of that size in pixels takes, counted on the meta device in about a second."""
-    grid = pipeline.codec.spatial_factor
     weights = {
         name: tensor_bytes(part.parameters())
         for name, part in pipeline.components.items()
         if isinstance(part, torch.nn.Module)
     }
-    unet = on_meta(pipeline.unet.config, pipeline.unet.dtype)
-    clip = (1, num_frames, height // grid, width // grid)
-    noisy = 4 * pipeline.codec.channels * num_frames * clip[2] * clip[3]
+    unet, vae, codec = on_meta(pipeline.unet.config, pipeline.unet.dtype), None, pipeline.codec
+    if isinstance(codec, Latents):
+        vae = _vae_on_meta(type(pipeline.vae), pipeline.vae.config, pipeline.vae.dtype)
+    return _counted(weights, unet, vae, codec.spatial_factor, (num_frames, height, width))
+
+
+def known_clip_memory(name: str, num_frames: int, height: int, width: int) -> ClipMemory:
+    """The same for a public model (``model.architectures``) in bfloat16, inflated, without its weights at hand."""
+    known = architecture(name)
+    unet, vae, factor = on_meta({**known.unet, "temporal_settings": {}}, torch.bfloat16), None, 1
+    if known.vae is not None:
+        vae = _vae_on_meta(AutoencoderKL, known.vae, torch.bfloat16)
+        factor = 2 ** (len(known.vae["block_out_channels"]) - 1)
+    networks = {"unet": unet} if vae is None else {"unet": unet, "vae": vae}
+    weights = {part: tensor_bytes(network.parameters()) for part, network in networks.items()}
+    weights["text_encoder"] = torch.bfloat16.itemsize * known.text_parameters
+    return _counted(weights, unet, vae, factor, (num_frames, height, width))
+
+
+def _counted(weights: dict[str, int], unet: STUNet, vae: Any, factor: int, clip: tuple[int, int, int]) -> ClipMemory:
+    """The memory of a clip [T, H, W] in pixels, of networks on meta; the VAE takes one frame at a time."""
+    frames, height, width = clip
+    places = (1, frames, height // factor, width // factor)
+    decode = 0
+    if vae is not None:
+        latents = torch.empty(
+            1, vae.config.latent_channels, *places[2:], dtype=next(vae.parameters()).dtype, device="meta"
+        )
+        with torch.no_grad():
+            decode = peak_bytes(lambda: vae.decode(latents).sample)
     return ClipMemory(
         weights=weights,
-        step=pass_bytes(unet, clip),
-        step_in_parts=pass_bytes(unet, clip, chunk=FEW_FRAMES),
-        decode=_decode_bytes(pipeline, height // grid, width // grid),
-        clips=3 * noisy + 4 * 3 * num_frames * height * width,
+        step=pass_bytes(unet, places),
+        step_in_parts=pass_bytes(unet, places, chunk=FEW_FRAMES),
+        decode=decode,
+        clips=4 * (3 * unet.config.in_channels * math.prod(places) + 3 * math.prod(clip)),
     )
 
 
-def _decode_bytes(pipeline: LumierePipeline, height: int, width: int) -> int:
-    """What decoding the frames that go through the VAE at once takes; 0 without one."""
-    if pipeline.vae is None:
-        return 0
-    with torch.device("meta"), torch.no_grad():
-        vae = type(pipeline.vae).from_config(pipeline.vae.config)
-        is_upcast = pipeline.vae.dtype == torch.float16 and pipeline.vae.config.get("force_upcast")
-        dtype = torch.float32 if is_upcast else pipeline.vae.dtype
-        for weight in vae.parameters():
-            weight.data = weight.data.to(dtype)
-        latents = torch.empty(pipeline.codec.chunk, vae.config.latent_channels, height, width, dtype=dtype)
-        return peak_bytes(lambda: vae.decode(latents).sample)
+def _vae_on_meta(kind: Any, config: Mapping[str, Any], dtype: torch.dtype) -> Any:
+    """A VAE of that configuration without memory for its weights, in the number format that it will run in."""
+    with torch.device("meta"):
+        vae = kind.from_config(config)
+    is_upcast = dtype == torch.float16 and config.get("force_upcast")
+    for weight in vae.parameters():
+        weight.data = weight.data.to(torch.float32 if is_upcast else dtype)
+    return vae
 
 
 def _folder(source: Path, dtype: torch.dtype | None) -> tuple[dict[str, Any], str, dict[str, Any]]:

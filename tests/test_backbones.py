@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -261,6 +262,22 @@ def test_prompts_are_encoded_once_and_the_encoders_can_go(name: str, sources: di
         pipeline(prompt_embeds=told)
     with pytest.raises(ValueError, match="neither"):
         pipeline()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_a_text_encoder_in_8_bit_says_nearly_the_same(sources: dict[str, Path], tmp_path: Path) -> None:
+    inflate_model(sources["sd1"], tmp_path / "out", num_frames=FRAMES)
+    whole = LumierePipeline.from_pretrained(tmp_path / "out")
+    small = torch.ao.quantization.quantize_dynamic(copy.deepcopy(whole.text_encoder), {torch.nn.Linear}, torch.qint8)
+    in_8_bit = LumierePipeline.from_pretrained(tmp_path / "out", text_encoder=small)
+    (own, _), (other, _) = (one.encode_prompt(PROMPT) for one in (whole, in_8_bit))
+    distance = float((own.states - other.states).norm() / own.states.norm())
+    assert 0 < distance < 0.1
+    frames = [
+        one(PROMPT, generator=torch.Generator().manual_seed(1), num_inference_steps=2).frames
+        for one in (whole, in_8_bit)
+    ]
+    assert 0 < np.abs(frames[0] - frames[1]).mean() < 0.05
 
 
 def test_published_upscalers_become_stages(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a Space-Time U-Net takes in memory: a pass, or a training step, counted on the meta device (``lumiere.memory``)."""
+"""What a Space-Time U-Net takes in memory: a pass, or a training step, counted on the meta device."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _inputs(stunet: STUNet, clip: tuple[int, int, int, int]) -> tuple[torch.Tens
 
 def _conditions(stunet: STUNet, batch: int) -> dict[str, Any]:
     """What the family hears beside the text."""
-    config, told = stunet.config, {}
+    config, told = stunet.config, dict[str, Any]()
     if config.class_embed_type is not None or config.num_class_embeds is not None:
         told["class_labels"] = torch.zeros(batch, dtype=torch.long, device="meta")
     if config.addition_embed_type == "text_time":

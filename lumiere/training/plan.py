@@ -1,21 +1,26 @@
 """What a training run will take in memory, rank by rank, before anything is loaded: counted, not guessed.
 
-The network is built on the meta device, and one forward and backward pass of it over the largest batch is counted tensor
+The network is built on the meta device, and a forward and backward pass of it over the largest batch is counted tensor
 by tensor; what optimiser and averages hold follows from the number of trained weights.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKL
 from rich.console import Group
 from rich.table import Table
 
 from lumiere.memory import gib
+from lumiere.model.architectures import architecture
 from lumiere.model.stunet import STUNet
+from lumiere.model.temporal import TemporalSettings
 from lumiere.model.weigh import on_meta, training_bytes
 
 HEADROOM = 0.9
@@ -169,3 +174,48 @@ def _blocks(network: STUNet) -> Iterator[torch.nn.Module]:
     image = (*network.down_blocks, network.mid_block, *network.up_blocks)
     yield from image
     yield from (*network.temporal.down, network.temporal.middle, *network.temporal.up)
+
+
+@dataclass(frozen=True)
+class Model:
+    """What of a pipeline counts: its Space-Time U-Net's configuration, and what stays frozen beside it."""
+
+    config: Mapping[str, Any]
+    spatial_factor: int
+    beside: int
+
+    @classmethod
+    def in_folder(cls, folder: Path) -> Model:
+        """That of a pipeline's folder, read off its configurations and file sizes; no weights are loaded.
+
+        Raises ValueError when the folder holds no such pipeline.
+        """
+        config = STUNet.load_config(folder / "unet")
+        if "temporal_settings" not in config:
+            raise ValueError(f"{folder} holds no Space-Time U-Net (inflate it first: lumiere inflate)")
+        index = json.loads((folder / "model_index.json").read_text())
+        frozen = [path for part in ("text_encoder", "text_encoder_2", "vae") for path in _weights(folder / part)]
+        vae = folder / "vae" / "config.json"
+        if vae.is_file():
+            factor = 2 ** (len(json.loads(vae.read_text())["block_out_channels"]) - 1)
+        else:
+            factor = index.get("pixel_block_size") or 1
+        return cls(config, factor, sum(path.stat().st_size for path in frozen))
+
+    @classmethod
+    def known(cls, name: str, temporal: TemporalSettings | None = None) -> Model:
+        """That of a public text-to-image model (``model.architectures``), inflated; frozen parts in bfloat16."""
+        known = architecture(name)
+        config = {**known.unet, "temporal_settings": (temporal or TemporalSettings()).model_dump(mode="json")}
+        vae, factor = 0, 1
+        if known.vae is not None:
+            with torch.device("meta"):
+                vae = sum(weight.numel() for weight in AutoencoderKL(**known.vae).parameters())
+            factor = 2 ** (len(known.vae["block_out_channels"]) - 1)
+        return cls(config, factor, 2 * (known.text_parameters + vae))
+
+
+def _weights(folder: Path) -> list[Path]:
+    """The weights of a component as they lie: those in full precision where there are variants."""
+    files = sorted(folder.glob("*.safetensors"))
+    return [path for path in files if ".fp16" not in path.name] or files

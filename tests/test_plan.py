@@ -1,0 +1,126 @@
+"""The memory plan of a training run: what is counted agrees with what is known of public models and of optimisers."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from lumiere.backbones import clip_memory, known_clip_memory
+from lumiere.memory import tensor_bytes
+from lumiere.model.architectures import ARCHITECTURES, architecture
+from lumiere.model.stunet import STUNet
+from lumiere.model.weigh import on_meta, pass_bytes
+from lumiere.pipeline import LumierePipeline, embedded_weights
+from lumiere.training.loop import LoopSettings, Trainer
+from lumiere.training.plan import Job, Model, need_of, network_of, remedies, report
+
+PUBLISHED = {"sd15": 859_520_964, "sdxl": 2_567_463_684}
+"""Weights of the image networks, as their model cards' files have them."""
+
+GIB = 2**30
+
+
+def tiny_job(**changes: object) -> Job:
+    model = Model.in_folder(embedded_weights())
+    known = {"config": model.config, "spatial_factor": model.spatial_factor, "beside": model.beside}
+    return Job(**{**known, "frames": 16, "height": 32, "width": 32, "batch_size": 2, **changes})
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_public_networks_have_their_published_size(name: str) -> None:
+    model = Model.known(name)
+    with torch.device("meta"):
+        network = STUNet.from_config(model.config)
+    count = sum(weight.numel() for weight in network.image_parameters())
+    if name in PUBLISHED:
+        assert count == PUBLISHED[name]
+    else:
+        assert 4.2e9 < count < 4.4e9  # "4.3B"
+    assert model.spatial_factor == (1 if name == "if_xl" else 8)
+
+
+def test_what_is_held_is_counted_as_the_trainer_holds_it(tmp_path: Path) -> None:
+    job = tiny_job(bf16_weights=True)
+    pipeline = LumierePipeline.from_pretrained(None)
+    pipeline.unet.to(torch.bfloat16).freeze_image()
+
+    class Stage:
+        named_parameters = pipeline.unet.named_parameters
+
+    loop = LoopSettings(num_steps=1, batch_size=1, learning_rate=1e-3, bf16_weights=True)
+    trainer = Trainer(Stage(), loop, tmp_path, facts={})  # type: ignore[arg-type]
+    for master in trainer.masters.values():
+        master.grad = torch.zeros_like(master)
+    trainer.optimizer.step()
+    masters = tensor_bytes(trainer.masters.values())
+    moments = sum(tensor_bytes([state["exp_avg"], state["exp_avg_sq"]]) for state in trainer.optimizer.state.values())
+    need = need_of(job)
+    assert need.weights == tensor_bytes(pipeline.unet.parameters())
+    assert need.optimiser == masters + moments
+    assert need.average == tensor_bytes(trainer.ema.averages)
+    assert need.beside >= tensor_bytes(pipeline.text_encoder.parameters())
+    assert need.total == need.weights + need.optimiser + need.average + need.activations + need.beside
+
+
+def test_a_plan_grows_with_what_is_asked_and_shrinks_by_its_remedies() -> None:
+    job = tiny_job()
+    network = network_of(job)
+    one, two = (need_of(tiny_job(batch_size=count), network).activations for count in (1, 2))
+    # Features double with the clips, gradients do not.
+    assert 1.5 * one < two <= 2 * one
+    tiny = need_of(job, network).total // 4
+    found = list(remedies(job, tiny))
+    totals = [need.total for _, need in found]
+    assert totals == sorted(totals, reverse=True) and "checkpointing" in found[1][0]
+    enough = totals[1] * 2
+    assert len(list(remedies(job, enough))) <= 2
+    shared = need_of(tiny_job(ranks=4, is_sharded=True), network)
+    alone = need_of(job, network)
+    assert shared.weights == alone.weights // 4 and shared.optimiser == alone.optimiser // 4
+
+
+def test_the_plan_says_whether_it_fits() -> None:
+    job = tiny_job()
+    need = need_of(job)
+
+    def said(available: int) -> str:
+        file = io.StringIO()
+        Console(file=file, width=120).print(report(job, need, available))
+        return file.getvalue()
+
+    assert "It fits into 100.0 GiB" in said(100 * GIB)
+    assert "does not fit" in said(need.total) and "gradient checkpointing" in said(need.total)
+    assert "that is not enough" in said(GIB // 1000)
+
+
+def test_a_clip_of_a_public_model_is_planned_part_by_part() -> None:
+    small, long, large = (known_clip_memory("sd15", *clip) for clip in ((16, 256, 256), (80, 256, 256), (16, 512, 512)))
+    assert small.weights["unet"] > 2 * PUBLISHED["sd15"] and small.weights == large.weights
+    # Passes grow with what they are over, the VAE with the picture alone.
+    assert 4.5 * small.step < long.step < 5.5 * small.step and long.decode == small.decode
+    assert 3 * small.step < large.step < 5 * small.step and 3 * small.decode < large.decode
+    assert small.step_in_parts < small.step
+    assert small.offloaded < small.whole == sum(small.weights.values()) + small.step + small.clips
+    pixels = known_clip_memory("if_xl", 8, 64, 64)
+    assert pixels.decode == 0 and "vae" not in pixels.weights
+
+
+def test_a_pipelines_clip_is_planned_by_its_own_networks() -> None:
+    pipeline = LumierePipeline.from_pretrained(None)
+    need = clip_memory(pipeline, 80, 32, 32)
+    assert need.weights["unet"] == tensor_bytes(pipeline.unet.parameters())
+    assert need.step == pass_bytes(on_meta(pipeline.unet.config, pipeline.unet.dtype), (1, 80, 16, 16))
+    assert need.decode == 0 and clip_memory(pipeline, 16, 32, 32).step < need.step
+
+
+def test_unknown_models_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="known are sd15"):
+        architecture("sd14")
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "config.json").write_text('{"_class_name": "UNet2DConditionModel"}')
+    with pytest.raises(ValueError, match="inflate it first"):
+        Model.in_folder(tmp_path)
