@@ -79,6 +79,17 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         },
         text_parameters=4_762_310_656,
     ),
+    # Nobody's: the widths of DeepFloyd IF I L at the size of the paper's base.
+    "pixel_128": Architecture(
+        {
+            **_DEEPFLOYD,
+            "sample_size": 128,
+            "block_out_channels": (320, 640, 960, 1280),
+            "layers_per_block": 3,
+            "cross_attention_dim": 1280,
+        },
+        text_parameters=4_762_310_656,
+    ),
 }
 
 

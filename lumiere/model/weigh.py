@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from lumiere.memory import peak_bytes
 from lumiere.model import image_unet
@@ -37,15 +38,37 @@ def training_bytes(
     stunet: STUNet, clip: tuple[int, int, int, int], *, checkpointing: bool, chunk: int | None = None
 ) -> int:
     """The memory of one forward and backward pass, gradients included, over clips [B, T, H, W] of a network on meta."""
-    stunet.train().chunk_image_layers(chunk)
-    (stunet.enable_gradient_checkpointing if checkpointing else stunet.disable_gradient_checkpointing)()
-
-    def step() -> None:
-        stunet(*_inputs(stunet, clip), **_conditions(stunet, clip[0])).sample.float().square().mean().backward()
-
-    peak = peak_bytes(step)
+    stunet.chunk_image_layers(chunk)
+    _checkpoint(stunet, checkpointing)
+    peak = peak_bytes(lambda: _train(stunet, clip))
     stunet.zero_grad()
     return peak
+
+
+def training_flops(stunet: STUNet, clip: tuple[int, int, int, int], *, checkpointing: bool) -> int:
+    """The operations of one forward and backward pass; with checkpointing those that are done again, too."""
+    stunet.chunk_image_layers(None)
+    _checkpoint(stunet, checkpointing)
+    with FlopCounterMode(display=False) as counter:
+        _train(stunet, clip)
+    stunet.zero_grad()
+    return int(counter.get_total_flops())
+
+
+def _checkpoint(stunet: STUNet, is_light: bool) -> None:
+    (stunet.train().enable_gradient_checkpointing if is_light else stunet.train().disable_gradient_checkpointing)()
+
+
+def _train(stunet: STUNet, clip: tuple[int, int, int, int]) -> None:
+    stunet(*_inputs(stunet, clip), **_conditions(stunet, clip[0])).sample.float().square().mean().backward()
+
+
+def pass_flops(stunet: STUNet, clip: tuple[int, int, int, int]) -> int:
+    """The floating-point operations of one pass over clips [B, T, H, W] of a network on meta, two a multiplication."""
+    stunet.eval().chunk_image_layers(None)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        stunet(*_inputs(stunet, clip), **_conditions(stunet, clip[0]))
+    return int(counter.get_total_flops())
 
 
 def _inputs(stunet: STUNet, clip: tuple[int, int, int, int]) -> tuple[torch.Tensor, int, torch.Tensor]:

@@ -21,10 +21,14 @@ from lumiere.memory import gib
 from lumiere.model.architectures import architecture
 from lumiere.model.stunet import STUNet
 from lumiere.model.temporal import TemporalSettings
-from lumiere.model.weigh import on_meta, training_bytes
+from lumiere.model.weigh import on_meta, training_bytes, training_flops
 
 HEADROOM = 0.9
 """Share of the memory that is planned with: allocators, kernels and libraries take the rest."""
+H100_FLOPS = 989e12
+"""Of dense bfloat16 products a second, by its data sheet."""
+SHARE_REACHED = 0.4
+"""What of that good training code reaches; an assumption, not measured here."""
 FEWER_FRAMES = 4
 """Frames at once through the image layers, where that is what helps."""
 
@@ -55,6 +59,11 @@ class Job:
     beside: int = 0
     """Frozen weights that stay on the device beside the network, such as a VAE's, in bytes."""
 
+    @property
+    def clip(self) -> tuple[int, int, int, int]:
+        """The largest batch as the network sees it: clips, frames, rows, columns."""
+        return (self.batch_size, self.frames, self.height // self.spatial_factor, self.width // self.spatial_factor)
+
 
 @dataclass(frozen=True)
 class Need:
@@ -83,8 +92,7 @@ def need_of(job: Job, network: STUNet | None = None) -> Need:
     """
     network = network or network_of(job)
     (network.freeze_temporal if job.trains_image else network.freeze_image)()
-    clip = (job.batch_size, job.frames, job.height // job.spatial_factor, job.width // job.spatial_factor)
-    activations = training_bytes(network, clip, checkpointing=job.checkpointing, chunk=job.chunk)
+    activations = training_bytes(network, job.clip, checkpointing=job.checkpointing, chunk=job.chunk)
     counts = [(weight.numel(), weight.requires_grad) for weight in network.parameters()]
     whole, trained = sum(count for count, _ in counts), sum(count for count, is_trained in counts if is_trained)
     share = job.ranks if job.is_sharded else 1
@@ -104,6 +112,13 @@ def need_of(job: Job, network: STUNet | None = None) -> Need:
         num_weights=whole,
         num_trained=trained,
     )
+
+
+def flops_of(job: Job, network: STUNet | None = None) -> int:
+    """The floating-point operations of one training pass of a job, layers that are computed again included."""
+    network = network or network_of(job)
+    (network.freeze_temporal if job.trains_image else network.freeze_image)()
+    return training_flops(network, job.clip, checkpointing=job.checkpointing)
 
 
 def network_of(job: Job) -> STUNet:
@@ -139,8 +154,9 @@ def remedies(job: Job, available: int) -> Iterator[tuple[str, Need]]:
                 return
 
 
-def report(job: Job, need: Need, available: int | None) -> Group:
-    """The plan for a person: a table, whether it fits into ``available`` bytes, and what to change if not."""
+def report(job: Job, need: Need, available: int | None, flops: int | None = None) -> Group:
+    """The plan for a person: a table, whether it fits into ``available`` bytes, and what to change if not; and how long
+    a pass of so many ``flops`` takes."""
     how = "sharded" if job.is_sharded else "each rank holds everything"
     table = Table("memory of one rank", f"{job.ranks} rank{'s' if job.ranks > 1 else ''}, {how}", show_header=True)
     for name, value in (
@@ -157,6 +173,11 @@ def report(job: Job, need: Need, available: int | None) -> Group:
     ):
         table.add_row(name, gib(value))
     lines = []
+    if flops is not None:
+        lines.append(
+            f"A pass over {job.batch_size} is {flops / 1e12:,.1f} TFLOP, which takes"
+            f" {flops / (H100_FLOPS * SHARE_REACHED):.2f} s at {SHARE_REACHED:.0%} of an H100's {H100_FLOPS / 1e12:.0f} TFLOP/s."
+        )
     if available is not None:
         if need.total <= HEADROOM * available:
             lines.append(f"It fits into {gib(available)}.")
