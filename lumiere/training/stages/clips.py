@@ -16,7 +16,9 @@ from lumiere.data.batches import Batch
 from lumiere.device import choose_placement
 from lumiere.diffusion.objective import Objective
 from lumiere.model.given_words import Said
+from lumiere.model.stunet import STUNet
 from lumiere.pipeline import LumierePipeline
+from lumiere.training.distributed import gathered, share
 from lumiere.training.loop import LoopSettings
 from lumiere.training.noise import NoiseSettings, draw_noise, even_timesteps
 from lumiere.video import channels_last, contact_sheet
@@ -67,8 +69,17 @@ class ClipStage:
         """Those of the U-Net; only the trainable ones are trained."""
         yield from self.unet.named_parameters()
 
+    def shardable(self) -> STUNet | None:
+        """The U-Net."""
+        return self.unet
+
+    def put(self, network: STUNet) -> None:
+        """Use another U-Net of the same kind from now on."""
+        self.pipeline.register_modules(unet=network)
+        self.unet = self.network = network
+
     def losses(self, step: int, count: int) -> Tensor:
-        """Denoising loss [B] of the step's clips."""
+        """Denoising loss [B] of the clips at a position."""
         batch = self.data.batch(step, count)
         clips, given = self.given(batch, step)
         clean = self.codec.encode(clips)
@@ -137,17 +148,22 @@ class ClipStage:
         return found | {"loss_given": float(self.held_out_losses(clips, batch.captions, given).mean())}
 
     def held_out_losses(self, clips: Tensor, captions: list[str], given: Tensor | None = None) -> Tensor:
-        """The loss [B] of clips at evenly spread timesteps, with fixed noise, one clip at a time."""
+        """The loss [B] of clips at evenly spread timesteps, with fixed noise, one clip at a time.
+
+        Ranks share the clips; the noise of each is the same for any number of them.
+        """
         timesteps = even_timesteps(len(clips), self.objective.num_timesteps)
         generator = torch.Generator().manual_seed(1)
-        losses = []
-        for index in range(len(clips)):
+        own, losses, num_drawn = share(len(clips)), [], 0
+        for index in own:
             one = slice(index, index + 1)
             clean = self.codec.encode(clips[one])
-            noise = torch.randn(clean.shape, generator=generator)
+            while num_drawn <= index:
+                noise = torch.randn(clean.shape, generator=generator)
+                num_drawn += 1
             known = None if given is None else given[one]
             losses.append(self.denoising(self.unet, clean, noise, timesteps[one], captions[one], known))
-        return torch.cat(losses)
+        return gathered(torch.cat(losses), len(clips))
 
     def show(self, folder: Path) -> None:
         """A sheet of held-out captions, a row each: frames spread over the clip."""

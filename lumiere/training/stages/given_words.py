@@ -98,6 +98,9 @@ class GivenWordsTraining(ClipStage):
             mix=settings.given,
         )
 
+    def shardable(self) -> None:
+        """None: the words are asked for without the network's forward pass."""
+
     def losses(self, step: int, count: int) -> Tensor:
         """How far off [B] the words are from the text states of a caption of what is seen, of which share."""
         batch = self.data.batch(step, count)

@@ -111,6 +111,15 @@ class SuperResolutionTraining:
         """Those of the U-Net; only the trainable ones are trained."""
         yield from self.unet.named_parameters()
 
+    def shardable(self) -> STUNet:
+        """The U-Net."""
+        return self.unet
+
+    def put(self, network: STUNet) -> None:
+        """Use another U-Net of the same kind from now on."""
+        self.stage.register_modules(unet=network)
+        self.unet = self.network = network
+
     def losses(self, step: int, count: int) -> Tensor:
         """Denoising loss [B] of the step's crops."""
         settings, seed = self.settings, self.settings.loop.seed

@@ -154,6 +154,13 @@ class TextToImage:
             for name, parameter in module.named_parameters():
                 yield f"{part}.{name}", parameter
 
+    def shardable(self) -> None:
+        """None: the text encoder and the readers of facts are trained, too."""
+
+    def put(self, network: STUNet) -> None:
+        """Not used: nothing is sharded."""
+        raise AssertionError(network)
+
     def losses(self, step: int, count: int) -> Tensor:
         """Denoising loss [B], plus how badly the facts are read from the text."""
         settings = self.settings
