@@ -1,12 +1,13 @@
 """A run small enough for several processes in a test: a network of a few weights, and the program that each rank runs.
 
-    RANK=0 WORLD_SIZE=2 LOCAL_RANK=0 ... python -m tests.training_ranks OUT loop.num_steps=4 loop.sharding=sharded
+RANK=0 WORLD_SIZE=2 LOCAL_RANK=0 ... python -m tests.training_ranks OUT loop.num_steps=4 loop.sharding=sharded
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -18,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from lumiere.config import load_settings
-from lumiere.training.distributed import is_first, process_group, rank
+from lumiere.training.distributed import process_group, rank
 from lumiere.training.loop import LoopSettings, Trainer
+from lumiere.training.stopping import Stopped
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = {
@@ -73,11 +75,14 @@ class Network(nn.Module):
 
 
 class TinyStage:
-    """Learns a sum; notes the positions that it was asked for. ``broken`` positions have a loss that is no number."""
+    """Learns a sum; notes the positions that it was asked for.
 
-    def __init__(self, broken: Sequence[int] = ()) -> None:
+    ``broken`` positions have a loss that is no number; at ``stop_at`` a signal comes.
+    """
+
+    def __init__(self, broken: Sequence[int] = (), stop_at: int | None = None) -> None:
         torch.manual_seed(0)
-        self.network, self.broken = Network(), broken
+        self.network, self.broken, self.stop_at = Network(), broken, stop_at
         self.asked: list[int] = []
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -87,6 +92,8 @@ class TinyStage:
     def losses(self, position: int, count: int) -> Tensor:
         """The squared error [B]."""
         self.asked.append(position)
+        if position == self.stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
         x = torch.randn(count, 5, generator=torch.Generator().manual_seed(position))
         losses = (self.network(x) - x.sum(1)).square()
         return losses * float("nan") if position in self.broken else losses
@@ -119,8 +126,15 @@ def tiny_trainer(out: Path, stage: TinyStage | None = None, **settings: Any) -> 
     return Trainer(stage or TinyStage(), load_settings(LoopSettings, SETTINGS | settings), out, facts={})
 
 
-def on_ranks(ranks: int, *words: str, module: str = "tests.training_ranks", timeout: float = 240) -> list[str]:
-    """What ``python -m module WORDS`` printed on each of several processes that train together. Fails if one fails."""
+def tiny_runs(ranks: int, *runs: tuple[Path, dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """What each rank said after each of several runs of the tiny stage, (folder, settings)."""
+    words = [word for out, settings in runs for word in (str(out), json.dumps(settings))]
+    said = on_ranks(ranks, "-m", "tests.training_ranks", *words)
+    return [[json.loads(line) for line in one.splitlines() if line.startswith("{")] for one in said]
+
+
+def on_ranks(ranks: int, *words: str, timeout: float = 240) -> list[str]:
+    """What ``python WORDS`` printed on each of several processes that train together. Fails if one fails."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -128,7 +142,7 @@ def on_ranks(ranks: int, *words: str, module: str = "tests.training_ranks", time
     common |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
     started = [
         subprocess.Popen(
-            [sys.executable, "-m", module, *words],
+            [sys.executable, *words],
             env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -154,12 +168,17 @@ def main(words: Sequence[str]) -> None:
     with process_group():
         for out, settings in zip(words[::2], words[1::2], strict=True):
             given = json.loads(settings)
-            stage = TinyStage(given.pop("broken", ()))
+            stage = TinyStage(given.pop("broken", ()), given.pop("stop_at", None))
             trainer = tiny_trainer(Path(out), stage, **given)
             if trainer.sharded is not None:
                 trainer._export = lambda folder: None  # type: ignore[method-assign]
-            trainer.run()
-            print(json.dumps({"rank": rank(), "asked": stage.asked, "bad": trainer.bad_steps, "is_first": is_first()}))
+            code = 0
+            try:
+                trainer.run()
+            except Stopped as stopped:
+                code = int(stopped.code)  # type: ignore[arg-type]
+            # On a line of its own, after whatever the run says.
+            print("\n" + json.dumps({"rank": rank(), "asked": stage.asked, "step": trainer.step, "code": code}))
 
 
 if __name__ == "__main__":

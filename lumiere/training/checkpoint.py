@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, *, keep: int, is_async: bool, tell: Callable[[str], None]) -> None:
         self.folder, self.keep, self.is_async, self.tell = folder, keep, is_async, tell
+        _hush()
         # Ranks talk from the thread that writes, so in groups of their own.
         self._group = dist.new_group(backend="gloo") if is_distributed() else None
         self._mesh = init_device_mesh("cpu", (num_ranks(),)) if is_distributed() else None
@@ -226,6 +228,7 @@ def read_tensors(path: Path, what: Literal["weights", "ema", "optimizer"]) -> di
     Those of the optimiser are named ``MOMENT/NAME``. Needs no run and no other rank. Raises ValueError when the folder
     holds no checkpoint or one that is damaged.
     """
+    _hush()
     problem = next(_problems(path, 0, 1), None)
     if problem is not None:
         raise ValueError(f"{path} is no whole checkpoint: {problem}")
@@ -237,6 +240,11 @@ def read_tensors(path: Path, what: Literal["weights", "ema", "optimizer"]) -> di
     }
     dcp.load(tensors, storage_reader=dcp.FileSystemReader(path), no_dist=True)
     return {place.partition("/")[2]: tensor for place, tensor in tensors.items()}
+
+
+def _hush() -> None:
+    """That one process saves or reads alone, as it is told to, is nothing to warn of."""
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
 
 def _on_cpu(value: Tensor, mesh: DeviceMesh | None) -> Tensor:
