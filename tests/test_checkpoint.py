@@ -15,6 +15,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
+from benchmarks.kill_and_resume import differences
 from lumiere.config import Settings, load_settings
 from lumiere.training.changes import Change, changes, check_changes
 from lumiere.training.checkpoint import Checkpoints, checkpoints, read_tensors
@@ -213,10 +214,15 @@ def test_too_many_steps_without_numbers_stop_the_run_and_leave_the_last_good_che
     trainer = tiny_trainer(
         tmp_path, TinyStage(broken=[1, 3, 4, 5]), num_steps=9, save_every=1, max_bad_steps=3, keep_checkpoints=1
     )
-    with pytest.raises(ValueError, match=r"the loss is no number.* since 3 steps, up to step 6"):
+    with pytest.raises(ValueError, match=r"the loss is no number.* for the last 3 steps, up to step 6"):
         trainer.run()
     assert [path.name for path in checkpoints(tmp_path)] == ["step-0000003"]
     read_tensors(checkpoints(tmp_path)[0], "weights")
+
+
+def test_a_last_step_without_numbers_does_not_keep_a_run_from_ending(tmp_path: Path) -> None:
+    tiny_trainer(tmp_path, TinyStage(broken=[3]), num_steps=4, async_save=False).run()
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-0000004"] and (tmp_path / "export").is_dir()
 
 
 class _Signalled(TinyStage):
@@ -285,6 +291,15 @@ def _kept(out: Path, settings: _Recipe, ranks: int = 1) -> None:
     del recipe["newer"]
     (out / "step-0000002").mkdir(parents=True, exist_ok=True)
     (out / "step-0000002" / "state.json").write_text(json.dumps({"step": 2, "ranks": ranks, "recipe": recipe}))
+
+
+def test_the_benchmark_sees_what_differs_and_nothing_else(whole: Path, tmp_path: Path) -> None:
+    often: dict[str, Any] = {"num_steps": 6, "validate_every": 2, "save_every": 3}
+    tiny_trainer(tmp_path / "same", **often).run()
+    assert not any(differences(whole, tmp_path / "same").values())
+    tiny_trainer(tmp_path / "other", **often, ema_decay=0.5).run()
+    found = differences(whole, tmp_path / "other")
+    assert {what for what, names in found.items() if names} == {"ema", "curves"}, "held-out losses are the averages'"
 
 
 def test_changed_recipes_are_listed_and_refused_unless_accepted(tmp_path: Path) -> None:

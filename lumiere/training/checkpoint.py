@@ -149,7 +149,7 @@ class Checkpoints:
             self._together(lambda: _make_room(self.folder, aside) if is_first() else None)
             files = self._together(lambda: self._write_own(aside, tensors, facts))
             self._together(lambda: self._finish(aside, target, files) if is_first() else None)
-        except SavingError as error:
+        except Exception as error:  # Also of ranks that are no more: the training's own next word to them will say so.
             if is_first():
                 shutil.rmtree(aside, ignore_errors=True)
                 left = checkpoints(self.folder)
@@ -328,7 +328,7 @@ def _move_away(path: Path) -> None:
         gone = path.with_name(f"{WRITING}away-{path.name}")
         shutil.rmtree(gone, ignore_errors=True)
         path.replace(gone)
-        shutil.rmtree(gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def _flush_folder(folder: Path) -> None:

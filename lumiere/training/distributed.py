@@ -135,7 +135,8 @@ def start_alike(tensors: Iterable[Tensor]) -> None:
     if num_ranks() > 1:
         for bucket in _buckets(tensors):
             flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
-            dist.broadcast(flat, src=0)
+            # As bytes: gloo does not know every number format.
+            dist.broadcast(flat.view(torch.uint8), src=0)
             _put_back(flat, bucket)
 
 

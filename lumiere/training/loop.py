@@ -132,7 +132,7 @@ class Trainer:
         self.step = self.position = self.bad_steps = 0
         self.seconds = 0.0
         self._marked = (0, 0.0)
-        self._owes_validation = False
+        self._owes_validation, self._is_sound = False, False
         self.signals = StopSignals()
         self.console = Console(quiet=not distributed.is_first())
 
@@ -175,8 +175,9 @@ class Trainer:
             self._owes_validation = self.step % settings.validate_every == 0 or is_last
             if self._owes_validation and stop is None:
                 self._validate(log)
+            is_due = stop is not None or self.step % settings.save_every == 0 or is_last
             # Weights that give no numbers any more must not take a good checkpoint's place.
-            if not self.bad_steps and (stop is not None or self.step % settings.save_every == 0 or is_last):
+            if is_due and (not self.bad_steps or (is_last and self._is_sound)):
                 self._save(checkpoints)
             if stop is not None:
                 checkpoints.wait()
@@ -185,7 +186,7 @@ class Trainer:
                     f" checkpoint in {self.out}"
                 )
                 raise Stopped(stop)
-        if self.bad_steps:
+        if self.bad_steps and not self._is_sound:
             raise ValueError(self._no_numbers())
 
     def _step(self) -> tuple[float, float, int | None]:
@@ -243,9 +244,9 @@ class Trainer:
 
     def _no_numbers(self) -> str:
         return (
-            f"the loss is no number, or its gradient is none, since {self.bad_steps} steps, up to step {self.step}; the"
-            f" last good checkpoint is kept in {self.out} (lower learning_rate, or set bf16 to false, and run the same"
-            " command again with --accept-changes)"
+            f"the loss is no number, nor its gradient, for the last {self.bad_steps} steps, up to step {self.step};"
+            f" the last good checkpoint is kept in {self.out} (lower learning_rate, or set bf16 to false, and run the"
+            " same command again with --accept-changes)"
         )
 
     def _hand_gradients_to_masters(self) -> None:
@@ -321,7 +322,7 @@ class Trainer:
                 with TemporaryDirectory() as folder:
                     self.stage.show(Path(folder))
             distributed.barrier()
-        self._owes_validation = False
+        self._owes_validation, self._is_sound = False, all(math.isfinite(value) for value in numbers.values())
         log.write(self.step, {f"held_out/{name}": value for name, value in numbers.items()})
         self.console.print("held out  " + "  ".join(f"{name} {value:.4f}" for name, value in numbers.items()))
 
