@@ -133,7 +133,7 @@ def tiny_runs(ranks: int, *runs: tuple[Path, dict[str, Any]]) -> list[list[dict[
     return [[json.loads(line) for line in one.splitlines() if line.startswith("{")] for one in said]
 
 
-def on_ranks(ranks: int, *words: str, timeout: float = 240) -> list[str]:
+def on_ranks(ranks: int, *words: str, timeout: float = 1500) -> list[str]:
     """What ``python WORDS`` printed on each of several processes that train together. Fails if one fails."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -166,7 +166,7 @@ class Checkpoints:
         )
         own = list(aside.glob(f"__{rank()}_*"))
         if is_first():
-            (aside / STATE).write_text(json.dumps(facts, indent=1))
+            _write_json(aside / STATE, facts)
             own += [aside / STATE, aside / ".metadata"]
         return {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in own}
 
@@ -176,10 +176,7 @@ class Checkpoints:
         for name, one in files.items():
             if not (aside / name).is_file() or (aside / name).stat().st_size != one["bytes"]:
                 raise OSError(f"{aside / name} is not what another rank wrote: --out must be a folder that all share")
-        with (aside / LIST).open("w", encoding="utf-8") as file:
-            json.dump({"files": files}, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
+        _write_json(aside / LIST, {"files": files})
         _move_away(target)
         aside.replace(target)
         _flush_folder(self.folder)
@@ -193,7 +190,10 @@ class Checkpoints:
         try:
             result = do()
         except (Exception, CheckpointException) as error:
-            problem = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            # The library wraps what went wrong, with whole tracebacks.
+            failures = error.failures.values() if isinstance(error, CheckpointException) else ()
+            cause = next((one for one, _ in failures), error)
+            problem = f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}"
         every: list[Any] = [(result, problem)]
         if self._group is not None:
             every = [None] * num_ranks()
@@ -313,6 +313,14 @@ def _sha256(path: Path) -> str:
         while block := file.read(BLOCK):
             found.update(block)
     return found.hexdigest()
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write, and return when it is on the disk."""
+    with path.open("w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _make_room(folder: Path, aside: Path) -> None:
