@@ -28,9 +28,9 @@ SHEET_FRAMES = 16
 
 
 class ClipBatches(Protocol):
-    """Clips and captions as a pure function of the step."""
+    """Clips and captions as a pure function of the position."""
 
-    def batch(self, step: int, count: int, *, held_out: bool = False) -> Batch:
+    def batch(self, position: int, count: int, /, *, held_out: bool = False) -> Batch:
         """``count`` clips [B, 3, T, H, W] with their captions."""
 
 
@@ -78,31 +78,31 @@ class ClipStage:
         self.pipeline.register_modules(unet=network)
         self.unet = self.network = network
 
-    def losses(self, step: int, count: int) -> Tensor:
+    def losses(self, position: int, count: int) -> Tensor:
         """Denoising loss [B] of the clips at a position."""
-        batch = self.data.batch(step, count)
-        clips, given = self.given(batch, step)
+        batch = self.data.batch(position, count)
+        clips, given = self.given(batch, position)
         clean = self.codec.encode(clips)
         noise, timesteps, luck = draw_noise(
-            tuple(clean.shape), self.objective.num_timesteps, self.noise, seed=self.loop.seed, step=step
+            tuple(clean.shape), self.objective.num_timesteps, self.noise, seed=self.loop.seed, step=position
         )
         kept = (luck >= self.caption_dropout).tolist()
-        captions = self.captions(batch, given, step)
+        captions = self.captions(batch, given, position)
         captions = [caption if keep else "" for caption, keep in zip(captions, kept, strict=True)]
         return self.denoising(self.network, clean, noise, timesteps, captions, given)
 
-    def given(self, batch: Batch, step: int) -> tuple[Tensor, Tensor | None]:
-        """The clips [B, 3, T, H, W] to be made at a step, and <C, M> [B, c, T, h, w] of them that the network is told.
+    def given(self, batch: Batch, position: int) -> tuple[Tensor, Tensor | None]:
+        """The clips [B, 3, T, H, W] to be made there, and <C, M> [B, c, T, h, w] of them that the network is told.
 
-        Drawn from (seed, step) alone.
+        Drawn from (seed, position) alone.
         """
         if self.mix is None:
             return batch.clips, None
-        seed = self.loop.seed * 1_000_003 + step * 2 + 3_000_000_019
+        seed = self.loop.seed * 1_000_003 + position * 2 + 3_000_000_019
         return self._partly_given(batch, self.mix, torch.Generator().manual_seed(seed))
 
-    def captions(self, batch: Batch, given: Tensor | None, step: int) -> list[str]:
-        """What is said of the clips at a step, of which so much is given."""
+    def captions(self, batch: Batch, given: Tensor | None, position: int) -> list[str]:
+        """What is said of the clips at a position, of which so much is given."""
         return batch.captions
 
     def objects(self, batch: Batch) -> Tensor | None:
