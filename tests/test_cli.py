@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from lumiere import SuperResolution
-from lumiere.cli import VERBS, main
+from lumiere.cli import VERBS, main, parse
 from lumiere.cli.clip_recipe import load_clip_recipe
 from lumiere.cli.generate import chosen_prompts, chosen_seeds, clip_name, output_paths
+from lumiere.cli.train import Train
 from lumiere.media import probe, read_clip
 from lumiere.model.stunet import STUNet
 from tests.test_super_resolution import stage
@@ -318,6 +319,14 @@ def test_train_names_the_nearest_setting(here: Path, capsys: pytest.CaptureFixtu
     said = refusal(capsys, "train", "text_to_image", "--loop.num_stepz", "3")
     assert "'num_stepz' in 'loop' (did you mean 'num_steps'?)" in said
     assert "did you mean 'text_to_image'" in refusal(capsys, "train", "text_to_imag")
+
+
+def test_train_takes_its_own_switch_before_and_behind_settings() -> None:
+    for words in (["--accept-changes", "--loop.num_steps", "3"], ["--loop.num_steps", "3", "--accept-changes"]):
+        verb = parse(["train", "text_to_image", *words])
+        assert isinstance(verb, Train) and verb.accept_changes and verb.overrides == ("--loop.num_steps", "3")
+    verb = parse(["train", "text_to_image"])
+    assert isinstance(verb, Train) and not verb.accept_changes
 
 
 def test_evaluate_prints_the_scores_and_goes_on_where_it_was(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

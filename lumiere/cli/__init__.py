@@ -39,6 +39,9 @@ VERBS = [verb.__name__.lower() for verb in typing.get_args(Verb)]
 NUM_FIXED_WORDS = {"train": 1, "inflate": 2, "data": 2}
 """Words before the ``--key value`` settings of a verb."""
 
+SWITCHES = {"train": {"--accept-changes"}}
+"""A verb's own options, which may stand among those settings."""
+
 DESCRIPTION = (
     'Text to video with a Space-Time U-Net. Start with:  lumiere generate "a red ball bouncing on a beach"'
     "   Every verb takes --help; --debug shows where an error comes from; --version says the version."
@@ -84,7 +87,8 @@ def _overrides_last(words: list[str]) -> list[str]:
     """
     start = 1 + NUM_FIXED_WORDS.get(words[0], len(words)) if words else 0
     if len(words) > start and not any(word.startswith("-") for word in words[:start]):
-        return [*words[:start], "--", *words[start:]]
+        own = [word for word in words[start:] if word in SWITCHES.get(words[0], ())]
+        return [*words[:start], *own, "--", *(word for word in words[start:] if word not in own)]
     return words
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from tyro.conf import Positional, arg
+from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,11 @@ class Train:
     overrides: Annotated[Positional[tuple[str, ...]], arg(metavar="--KEY VALUE ...", help_behavior_hint="")] = ()
     """Settings to change."""
 
+    accept_changes: Annotated[bool, FlagCreatePairsOff] = False
+    """Go on with an earlier run although settings have changed that change what is learned."""
+
     def run(self) -> None:
         """Train, and say where the result is."""
         from lumiere.training.run import train
 
-        print(f"trained: {train(self.recipe, self.overrides)}")
+        print(f"trained: {train(self.recipe, self.overrides, accept_changes=self.accept_changes)}")

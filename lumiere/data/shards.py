@@ -1,4 +1,4 @@
-"""Clips out of shards, in an order that is a pure function of (seed, step): nothing has to be stored to go on.
+"""Clips out of shards, in an order that is a pure function of (seed, position): nothing has to be stored to go on.
 
 The order is shuffled twice: shards are drawn in a new order in each epoch, a few of them make a pool, and the clips of
 a pool are mixed. So a store that reads whole tars fast and single clips slowly is read nearly in order, and neighbours
@@ -95,10 +95,11 @@ def read_index(tar: Path) -> list[ShardClip]:
 
 
 class ShardClips:
-    """Batches of the clips in a folder of shards, as a pure function of (seed, step, rank).
+    """Batches of the clips in a folder of shards, as a pure function of (seed, position).
 
-    Of ``ranks`` processes the one of ``rank`` takes every so manieth batch, so the order is the same for any number of
-    them. Raises ValueError when there are no shards, an index does not match its tar, or too few clips are there.
+    A position counts the batches of all processes that train together, so the order is the same for any number of
+    them; each asks for every ``stride``-th one, and those are what is read ahead for it. Raises ValueError when there
+    are no shards, an index does not match its tar, or too few clips are there.
     """
 
     def __init__(
@@ -108,11 +109,10 @@ class ShardClips:
         *,
         batch_size: int,
         seed: int,
-        rank: int = 0,
-        ranks: int = 1,
+        stride: int = 1,
     ) -> None:
         self.settings, self.batch_size, self.seed = settings or ShardSettings(), batch_size, seed
-        self.rank, self.ranks = rank, ranks
+        self.stride = stride
         tars = sorted(Path(folder).glob("*.tar")) if Path(folder).is_dir() else []
         if not tars:
             raise ValueError(f"{folder} holds no shards (*.tar); lumiere data pack writes them")
@@ -139,13 +139,13 @@ class ShardClips:
         self._pool = ThreadPoolExecutor(self.settings.readers)
         self._ahead: dict[int, Future[Batch]] = {}
 
-    def clips_of(self, step: int) -> list[ShardClip]:
-        """The clips of this rank's batch at a step."""
-        epoch, place = divmod(step * self.ranks + self.rank, self.batches_per_epoch)
+    def clips_of(self, position: int) -> list[ShardClip]:
+        """The clips of the batch at a position."""
+        epoch, place = divmod(position, self.batches_per_epoch)
         return list(_batches_of_epoch(self, epoch)[place])
 
-    def batch(self, step: int, count: int, *, held_out: bool = False) -> Batch:
-        """The clips [B, 3, T, H, W] of a step, with one of each one's captions; the next steps' are read ahead.
+    def batch(self, position: int, count: int, *, held_out: bool = False) -> Batch:
+        """The clips [B, 3, T, H, W] at a position, with one of each one's captions; the next are read ahead.
 
         ``count`` is only followed for held-out clips: how many make a training batch is the settings' to say.
         """
@@ -153,13 +153,13 @@ class ShardClips:
             # Of the size that most of them have: those of a batch are of one.
             size = Counter(clip.size for clip in self.held_out).most_common(1)[0][0]
             own = [clip for clip in self.held_out if clip.size == size]
-            return self._read([own[(step * count + place) % len(own)] for place in range(count)], step)
-        asked = self._ahead.pop(step, None) or self._pool.submit(self._read_step, step)
-        wanted = range(step + 1, step + 1 + self.settings.batches_ahead)
+            return self._read([own[(position * count + place) % len(own)] for place in range(count)], position)
+        asked = self._ahead.pop(position, None) or self._pool.submit(self._read_position, position)
+        wanted = range(position + self.stride, position + self.stride * (self.settings.batches_ahead + 1), self.stride)
         self._ahead = {one: future for one, future in self._ahead.items() if one in wanted}
         for one in wanted:
             if one not in self._ahead:
-                self._ahead[one] = self._pool.submit(self._read_step, one)
+                self._ahead[one] = self._pool.submit(self._read_position, one)
         return asked.result()
 
     def captions(self) -> list[str]:
@@ -167,12 +167,13 @@ class ShardClips:
         every = [*self.held_out, *(clip for clips in self.shards for clip in clips)]
         return [caption for clip in every for caption in clip.captions]
 
-    def _read_step(self, step: int) -> Batch:
-        return self._read(self.clips_of(step), step)
+    def _read_position(self, position: int) -> Batch:
+        return self._read(self.clips_of(position), position)
 
-    def _read(self, clips: Sequence[ShardClip], step: int) -> Batch:
+    def _read(self, clips: Sequence[ShardClip], position: int) -> Batch:
         frames = np.stack([_frames(clip) for clip in clips])
-        captions = [clip.captions[_number(self.seed, "caption", step, clip.key) % len(clip.captions)] for clip in clips]
+        numbers = [_number(self.seed, "caption", position, clip.key) for clip in clips]
+        captions = [clip.captions[number % len(clip.captions)] for clip, number in zip(clips, numbers, strict=True)]
         return Batch(from_uint8(frames), captions)
 
     def _order(self, epoch: int) -> Iterator[list[ShardClip]]:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lumiere.data.folder import ClipFolder, FolderReport
+from lumiere.training.distributed import from_first, is_first
 from lumiere.training.loop import Trainer, autocast
 from lumiere.training.stages.finetune_clips import FinetuneClips, FinetuneSettings, Part
 
@@ -29,7 +30,7 @@ class FineTuning:
 
     def run(self) -> Path:
         """Train the image network, then the motion; returns the folder of the finished pipeline."""
-        settings, console = self.settings, Console()
+        settings, console = self.settings, Console(quiet=not is_first())
         out = Path(settings.out)
         _tell(self.clips.report, out)
         if self.first.new_words:
@@ -50,6 +51,8 @@ class FineTuning:
 
 def _tell(report: FolderReport, out: Path) -> None:
     """Show what is used of the folder, and keep it with the run."""
+    if not is_first():
+        return
     Console().print(report.table())
     with (out / "data.txt").open("w", encoding="utf-8") as file:
         Console(file=file, width=160).print(report.table())
@@ -60,7 +63,7 @@ class _HeldOutLosses:
 
     def __init__(self, settings: FinetuneSettings, clips: ClipFolder, path: Path) -> None:
         self.settings, self.clips, self.path = settings, clips, path
-        self.losses: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.exists() else {}
+        self.losses: dict[str, dict[str, float]] = from_first(json.loads(path.read_text()) if path.exists() else {})
 
     def measure(self, when: str, model: str | None) -> None:
         """Measure the pipeline in a folder, unless an earlier part of the run has."""
@@ -69,7 +72,8 @@ class _HeldOutLosses:
         stage = FinetuneClips(self.settings, "motion", model=model, clips=self.clips)
         with torch.no_grad(), autocast(self.settings.motion):
             self.losses[when] = stage.validate()
-        self.path.write_text(json.dumps(self.losses, indent=1))
+        if is_first():
+            self.path.write_text(json.dumps(self.losses, indent=1))
 
     def table(self) -> Table:
         """One row for each measurement."""

@@ -8,24 +8,35 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from rich.console import Console
 
 from lumiere.config import find_recipe, load_settings, to_yaml
+from lumiere.training.changes import check_changes
+from lumiere.training.distributed import barrier, is_first, num_ranks, process_group
 from lumiere.training.loop import Stage, Trainer
 
 
-def train(recipe: str | Path, overrides: Sequence[str] = ()) -> Path:
+def train(recipe: str | Path, overrides: Sequence[str] = (), *, accept_changes: bool = False) -> Path:
     """Train what a recipe describes, going on where an earlier run of it stopped; returns the exported folder.
 
-    Raises ValueError when the recipe or an override is no valid setting.
+    Of several processes that torchrun started, each calls it. Raises ValueError when the recipe or an override is no
+    valid setting, and when the recipe has changed since an earlier run of it and that is not accepted.
     """
     path = find_recipe(recipe)
     settings_class, prepare = _stage(path)
     settings = load_settings(settings_class, path, overrides)
-    run = prepare(settings)
     out = Path(settings.out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "recipe.yaml").write_text(to_yaml(settings))
-    return run()
+    with process_group():
+        console = Console(quiet=not is_first())
+        for line in check_changes(settings, out, ranks=num_ranks(), accept=accept_changes):
+            console.print(f"changed since the last checkpoint: {line}")
+        # The ranks that have not looked yet must see the checkpoints that were there.
+        barrier()
+        run = prepare(settings)
+        out.mkdir(parents=True, exist_ok=True)
+        if is_first():
+            (out / "recipe.yaml").write_text(to_yaml(settings))
+        return run()
 
 
 def _trainer(make_stage: Callable[[Any], Stage], settings: Any) -> Callable[[], Path]:

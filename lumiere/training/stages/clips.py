@@ -16,7 +16,9 @@ from lumiere.data.batches import Batch
 from lumiere.device import choose_placement
 from lumiere.diffusion.objective import Objective
 from lumiere.model.given_words import Said
+from lumiere.model.stunet import STUNet
 from lumiere.pipeline import LumierePipeline
+from lumiere.training.distributed import gathered, share
 from lumiere.training.loop import LoopSettings
 from lumiere.training.noise import NoiseSettings, draw_noise, even_timesteps
 from lumiere.video import channels_last, contact_sheet
@@ -26,9 +28,9 @@ SHEET_FRAMES = 16
 
 
 class ClipBatches(Protocol):
-    """Clips and captions as a pure function of the step."""
+    """Clips and captions as a pure function of the position."""
 
-    def batch(self, step: int, count: int, *, held_out: bool = False) -> Batch:
+    def batch(self, position: int, count: int, /, *, held_out: bool = False) -> Batch:
         """``count`` clips [B, 3, T, H, W] with their captions."""
 
 
@@ -67,31 +69,40 @@ class ClipStage:
         """Those of the U-Net; only the trainable ones are trained."""
         yield from self.unet.named_parameters()
 
-    def losses(self, step: int, count: int) -> Tensor:
-        """Denoising loss [B] of the step's clips."""
-        batch = self.data.batch(step, count)
-        clips, given = self.given(batch, step)
+    def shardable(self) -> STUNet | None:
+        """The U-Net."""
+        return self.unet
+
+    def put(self, network: STUNet) -> None:
+        """Use another U-Net of the same kind from now on."""
+        self.pipeline.register_modules(unet=network)
+        self.unet = self.network = network
+
+    def losses(self, position: int, count: int) -> Tensor:
+        """Denoising loss [B] of the clips at a position."""
+        batch = self.data.batch(position, count)
+        clips, given = self.given(batch, position)
         clean = self.codec.encode(clips)
         noise, timesteps, luck = draw_noise(
-            tuple(clean.shape), self.objective.num_timesteps, self.noise, seed=self.loop.seed, step=step
+            tuple(clean.shape), self.objective.num_timesteps, self.noise, seed=self.loop.seed, step=position
         )
         kept = (luck >= self.caption_dropout).tolist()
-        captions = self.captions(batch, given, step)
+        captions = self.captions(batch, given, position)
         captions = [caption if keep else "" for caption, keep in zip(captions, kept, strict=True)]
         return self.denoising(self.network, clean, noise, timesteps, captions, given)
 
-    def given(self, batch: Batch, step: int) -> tuple[Tensor, Tensor | None]:
-        """The clips [B, 3, T, H, W] to be made at a step, and <C, M> [B, c, T, h, w] of them that the network is told.
+    def given(self, batch: Batch, position: int) -> tuple[Tensor, Tensor | None]:
+        """The clips [B, 3, T, H, W] to be made there, and <C, M> [B, c, T, h, w] of them that the network is told.
 
-        Drawn from (seed, step) alone.
+        Drawn from (seed, position) alone.
         """
         if self.mix is None:
             return batch.clips, None
-        seed = self.loop.seed * 1_000_003 + step * 2 + 3_000_000_019
+        seed = self.loop.seed * 1_000_003 + position * 2 + 3_000_000_019
         return self._partly_given(batch, self.mix, torch.Generator().manual_seed(seed))
 
-    def captions(self, batch: Batch, given: Tensor | None, step: int) -> list[str]:
-        """What is said of the clips at a step, of which so much is given."""
+    def captions(self, batch: Batch, given: Tensor | None, position: int) -> list[str]:
+        """What is said of the clips at a position, of which so much is given."""
         return batch.captions
 
     def objects(self, batch: Batch) -> Tensor | None:
@@ -137,17 +148,22 @@ class ClipStage:
         return found | {"loss_given": float(self.held_out_losses(clips, batch.captions, given).mean())}
 
     def held_out_losses(self, clips: Tensor, captions: list[str], given: Tensor | None = None) -> Tensor:
-        """The loss [B] of clips at evenly spread timesteps, with fixed noise, one clip at a time."""
+        """The loss [B] of clips at evenly spread timesteps, with fixed noise, one clip at a time.
+
+        Ranks share the clips; the noise of each is the same for any number of them.
+        """
         timesteps = even_timesteps(len(clips), self.objective.num_timesteps)
         generator = torch.Generator().manual_seed(1)
-        losses = []
-        for index in range(len(clips)):
+        own, losses, num_drawn = share(len(clips)), [], 0
+        for index in own:
             one = slice(index, index + 1)
             clean = self.codec.encode(clips[one])
-            noise = torch.randn(clean.shape, generator=generator)
+            while num_drawn <= index:
+                noise = torch.randn(clean.shape, generator=generator)
+                num_drawn += 1
             known = None if given is None else given[one]
             losses.append(self.denoising(self.unet, clean, noise, timesteps[one], captions[one], known))
-        return torch.cat(losses)
+        return gathered(torch.cat(losses), len(clips))
 
     def show(self, folder: Path) -> None:
         """A sheet of held-out captions, a row each: frames spread over the clip."""

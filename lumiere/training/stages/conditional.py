@@ -82,12 +82,12 @@ class Conditional(ClipStage):
             mix=settings.given,
         )
 
-    def captions(self, batch: Batch, given: Tensor | None, step: int) -> list[str]:
+    def captions(self, batch: Batch, given: Tensor | None, position: int) -> list[str]:
         """Those of the clips, or where a whole frame is given in some only how the object moves."""
         if not self.terse_share or given is None:
             return batch.captions
         has_frame = given[:, self.codec.channels :].amin((1, 3, 4)).amax(1) > 0
-        generator = torch.Generator().manual_seed(self.loop.seed * 1_000_003 + step * 2 + 4_000_000_037)
+        generator = torch.Generator().manual_seed(self.loop.seed * 1_000_003 + position * 2 + 4_000_000_037)
         is_terse = (torch.rand(len(has_frame), generator=generator) < self.terse_share) & has_frame
         return [
             terse_caption(scene, generator) if terse and scene.actors else whole

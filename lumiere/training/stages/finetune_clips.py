@@ -14,6 +14,7 @@ from lumiere.conditioning.frames import MaskMix
 from lumiere.conditioning.words import add_words
 from lumiere.config import Settings
 from lumiere.data.folder import ClipFolder, ClipFolderSettings
+from lumiere.model.stunet import STUNet
 from lumiere.pipeline import LumierePipeline
 from lumiere.training.loop import LoopSettings
 from lumiere.training.noise import NoiseSettings
@@ -81,6 +82,10 @@ class FinetuneClips(ClipStage):
         """Those of the U-Net and the text encoder; only the part's own are trainable."""
         for name, module in (("unet", self.unet), ("text_encoder", self.pipeline.text_encoder)):
             yield from ((f"{name}.{key}", weight) for key, weight in module.named_parameters())
+
+    def shardable(self) -> STUNet | None:
+        """The U-Net; None where the text encoder is trained with it."""
+        return self.unet if self.part == "motion" else None
 
     def export(self, folder: Path) -> None:
         """The whole pipeline as a diffusers folder; in full precision between the parts, in bfloat16 at the end."""

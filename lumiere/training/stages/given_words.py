@@ -98,10 +98,13 @@ class GivenWordsTraining(ClipStage):
             mix=settings.given,
         )
 
-    def losses(self, step: int, count: int) -> Tensor:
+    def shardable(self) -> None:
+        """None: the words are asked for without the network's forward pass."""
+
+    def losses(self, position: int, count: int) -> Tensor:
         """How far off [B] the words are from the text states of a caption of what is seen, of which share."""
-        batch = self.data.batch(step, count)
-        return self._misses(batch, torch.Generator().manual_seed(self.loop.seed * 1_000_003 + step))
+        batch = self.data.batch(position, count)
+        return self._misses(batch, torch.Generator().manual_seed(self.loop.seed * 1_000_003 + position))
 
     def validate(self) -> dict[str, float]:
         """How far off the words are on held-out stills of which parts are given; and the loss on held-out stills at

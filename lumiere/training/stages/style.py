@@ -74,6 +74,9 @@ class StyleTraining(ClipStage):
             num_validation_clips=max(16, len(stills)),
         )
 
+    def shardable(self) -> None:
+        """None: a style's few weights are read out of the network by their names."""
+
     def export(self, folder: Path) -> None:
         """The style as one file, with the names that diffusers gives a LoRA."""
         folder.mkdir(parents=True, exist_ok=True)

@@ -111,11 +111,20 @@ class SuperResolutionTraining:
         """Those of the U-Net; only the trainable ones are trained."""
         yield from self.unet.named_parameters()
 
-    def losses(self, step: int, count: int) -> Tensor:
-        """Denoising loss [B] of the step's crops."""
+    def shardable(self) -> STUNet:
+        """The U-Net."""
+        return self.unet
+
+    def put(self, network: STUNet) -> None:
+        """Use another U-Net of the same kind from now on."""
+        self.stage.register_modules(unet=network)
+        self.unet = self.network = network
+
+    def losses(self, position: int, count: int) -> Tensor:
+        """Denoising loss [B] of a position's crops."""
         settings, seed = self.settings, self.settings.loop.seed
-        batch = self.data.batch(step, count)
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + step * 2 + 2_000_000_011)
+        batch = self.data.batch(position, count)
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + position * 2 + 2_000_000_011)
         clips = self._cropped(batch.clips, generator)
         levels = torch.randint(settings.max_noise_level + 1, (count,), generator=generator)
         is_nothing = torch.rand(count, generator=generator) < settings.no_clip_share
@@ -123,7 +132,7 @@ class SuperResolutionTraining:
         beside = self._beside(clips, levels, generator)
         clean = self.codec.encode(clips)
         noise, timesteps, luck = draw_noise(
-            tuple(clean.shape), self.objective.num_timesteps, settings.noise, seed=seed, step=step
+            tuple(clean.shape), self.objective.num_timesteps, settings.noise, seed=seed, step=position
         )
         kept = (luck >= settings.caption_dropout).tolist()
         captions = [caption if keep else "" for caption, keep in zip(batch.captions, kept, strict=True)]

@@ -154,18 +154,25 @@ class TextToImage:
             for name, parameter in module.named_parameters():
                 yield f"{part}.{name}", parameter
 
-    def losses(self, step: int, count: int) -> Tensor:
+    def shardable(self) -> None:
+        """None: the text encoder and the readers of facts are trained, too."""
+
+    def put(self, network: STUNet) -> None:
+        """Not used: nothing is sharded."""
+        raise AssertionError(network)
+
+    def losses(self, position: int, count: int) -> Tensor:
         """Denoising loss [B], plus how badly the facts are read from the text."""
         settings = self.settings
-        batch = self.data.batch(step, count)
+        batch = self.data.batch(position, count)
         clean = self.codec.encode(batch.clips).squeeze(2)
         noise, timesteps, luck = draw_noise(
-            tuple(clean.shape), self.objective.num_timesteps, settings.noise, seed=settings.loop.seed, step=step
+            tuple(clean.shape), self.objective.num_timesteps, settings.noise, seed=settings.loop.seed, step=position
         )
         kept = luck >= settings.caption_dropout
         text = self.text.encode([c if keep else "" for c, keep in zip(batch.captions, kept.tolist(), strict=True)])
         # The target of less noise is the one from which a sampler that believes the timestep finds the clean picture.
-        noise = noise * noise_shares(count, settings.doubt, seed=settings.loop.seed, step=step).view(-1, 1, 1, 1)
+        noise = noise * noise_shares(count, settings.doubt, seed=settings.loop.seed, step=position).view(-1, 1, 1, 1)
         losses = self._denoising(self.network, clean, noise, timesteps, text.states, text.mask)
         if settings.caption_fact_weight:
             misread = self._misread(batch, mean_state(text)) * kept.to(self.device)
