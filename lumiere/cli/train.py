@@ -7,6 +7,8 @@ from typing import Annotated
 
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
+from lumiere.cli.words import unset
+
 
 @dataclass(frozen=True)
 class Train:
@@ -24,8 +26,22 @@ class Train:
     accept_changes: Annotated[bool, FlagCreatePairsOff] = False
     """Go on with an earlier run although settings have changed that change what is learned."""
 
+    plan: Annotated[bool, FlagCreatePairsOff] = False
+    """Do not train: say what each rank will need in memory, whether it fits, and what to change if not."""
+
+    plan_ranks: Annotated[int, arg(metavar="N")] = 1
+    """Of a plan: processes that will train, each with a device of its own."""
+
+    plan_memory: Annotated[float | None, unset("GIB", "what is free on this machine's device")] = None
+    """Of a plan: memory of such a device in GiB."""
+
     def run(self) -> None:
         """Train, and say where the result is."""
+        if self.plan:
+            from lumiere.training.jobs import print_plan
+
+            print_plan(self.recipe, self.overrides, ranks=self.plan_ranks, memory_gib=self.plan_memory)
+            return
         from lumiere.training.run import train
 
         print(f"trained: {train(self.recipe, self.overrides, accept_changes=self.accept_changes)}")

@@ -174,9 +174,10 @@ def report(job: Job, need: Need, available: int | None, flops: int | None = None
         table.add_row(name, gib(value))
     lines = []
     if flops is not None:
+        seconds = flops / (H100_FLOPS * SHARE_REACHED)
         lines.append(
-            f"A pass over {job.batch_size} is {flops / 1e12:,.1f} TFLOP, which takes"
-            f" {flops / (H100_FLOPS * SHARE_REACHED):.2f} s at {SHARE_REACHED:.0%} of an H100's {H100_FLOPS / 1e12:.0f} TFLOP/s."
+            f"A pass over {job.batch_size} is {flops / 1e12:,.1f} TFLOP, which takes {seconds:.2f} s at"
+            f" {SHARE_REACHED:.0%} of an H100's {H100_FLOPS / 1e12:.0f} TFLOP/s."
         )
     if available is not None:
         if need.total <= HEADROOM * available:
