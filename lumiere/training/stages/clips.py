@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lumiere.conditioning.frames import MaskMix, random_conditioning
+from lumiere.conditioning.text import TextEncoder, TextStates
 from lumiere.data.batches import Batch
 from lumiere.device import choose_placement
 from lumiere.diffusion.objective import Objective
@@ -58,10 +59,14 @@ class ClipStage:
         if loop.bf16_weights:
             pipeline.unet.to(torch.bfloat16)
         self.unet, self.codec = pipeline.unet, pipeline.codec
-        self.text = pipeline.text
         self.objective = Objective.from_scheduler(pipeline.scheduler)
         self.network: nn.Module = torch.compile(self.unet) if loop.compile else self.unet  # type: ignore[assignment]
         pipeline.set_progress_bar_config(disable=True)
+
+    @property
+    def text(self) -> TextEncoder:
+        """What reads captions."""
+        return self.pipeline.text
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Those of the U-Net; only the trainable ones are trained."""
@@ -71,7 +76,7 @@ class ClipStage:
         """Denoising loss [B] of the step's clips."""
         batch = self.data.batch(step, count)
         clips, given = self.given(batch, step)
-        clean = self.codec.encode(clips)
+        clean = self.encoded(clips)
         noise, timesteps, luck = draw_noise(
             tuple(clean.shape), self.objective.num_timesteps, self.noise, seed=self.loop.seed, step=step
         )
@@ -79,6 +84,14 @@ class ClipStage:
         captions = self.captions(batch, given, step)
         captions = [caption if keep else "" for caption, keep in zip(captions, kept, strict=True)]
         return self.denoising(self.network, clean, noise, timesteps, captions, given)
+
+    def encoded(self, clips: Tensor) -> Tensor:
+        """A batch's clips in the network's space."""
+        return self.codec.encode(clips)
+
+    def read(self, captions: Sequence[str], height: int, width: int) -> TextStates:
+        """What the network is told of captions for clips of so many pixels."""
+        return self.pipeline.read(captions, height, width)
 
     def given(self, batch: Batch, step: int) -> tuple[Tensor, Tensor | None]:
         """The clips [B, 3, T, H, W] to be made at a step, and <C, M> [B, c, T, h, w] of them that the network is told.
@@ -114,7 +127,7 @@ class ClipStage:
         """
         dtype = self.unet.dtype
         height, width = (size * self.codec.spatial_factor for size in clean.shape[-2:])
-        text = self.pipeline.read(captions, height, width).to(self.device, dtype)
+        text = self.read(captions, height, width).to(self.device, dtype)
         added = text.added() | ({} if said is None else {"said_of_given": said})
 
         def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
@@ -143,7 +156,7 @@ class ClipStage:
         losses = []
         for index in range(len(clips)):
             one = slice(index, index + 1)
-            clean = self.codec.encode(clips[one])
+            clean = self.encoded(clips[one])
             noise = torch.randn(clean.shape, generator=generator)
             known = None if given is None else given[one]
             losses.append(self.denoising(self.unet, clean, noise, timesteps[one], captions[one], known))
@@ -176,3 +189,12 @@ class ClipStage:
     def export(self, folder: Path) -> None:
         """The whole pipeline as a diffusers folder, in bfloat16."""
         copy.deepcopy(self.pipeline).to(torch.bfloat16).save_pretrained(folder)
+
+
+def check_divisible(what: str, count: int, step: int) -> None:
+    """Refuse clips whose frames or pixels the network cannot halve as often as it does."""
+    if count % step:
+        below = max(count // step * step, step)
+        raise ValueError(
+            f"{what} is {count}; this network needs a multiple of {step}: the nearest are {below} and {below + step}"
+        )
