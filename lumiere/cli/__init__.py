@@ -24,6 +24,7 @@ from lumiere.cli.edits import (
     Retime,
 )
 from lumiere.cli.evaluate import Evaluate
+from lumiere.cli.export import Export
 from lumiere.cli.generate import Generate
 from lumiere.cli.inflate import Inflate
 from lumiere.cli.info import Info
@@ -32,7 +33,7 @@ from lumiere.cli.upscale import Upscale
 from lumiere.config import did_you_mean
 
 GivenPart = Animate | Cinemagraph | Interpolate | Loop | Inpaint | Outpaint | Continue | Retime | Edit
-Verb = Generate | GivenPart | Upscale | Data | Train | Evaluate | Inflate | Info
+Verb = Generate | GivenPart | Upscale | Data | Train | Export | Evaluate | Inflate | Info
 VERBS = [verb.__name__.lower() for verb in typing.get_args(Verb)]
 """As tyro names them: by their classes."""
 

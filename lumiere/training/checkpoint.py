@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -47,6 +47,11 @@ def save_checkpoint(
 def checkpoints(folder: Path) -> list[Path]:
     """The whole checkpoints of a run, oldest first."""
     return sorted(path for path in folder.glob("step-*") if (path / "state.json").exists())
+
+
+def read_tensors(path: Path, kind: Literal["weights", "ema"]) -> dict[str, Tensor]:
+    """The trained weights of a checkpoint by name, as the last step left them or averaged, fp32 on the CPU."""
+    return load_file(path / f"{kind}.safetensors")
 
 
 def load_checkpoint(path: Path, *, named: Named, ema: Ema, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
