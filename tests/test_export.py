@@ -95,22 +95,22 @@ def test_a_style_goes_out_alone_or_in_its_model(place: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("source", "out", "words", "reason"),
     [
-        ("run", "x", ["--what", "motion"], "one file, whose name ends in .safetensors"),
-        ("run", "x.safetensors", [], "--what pipeline writes a folder"),
-        ("run", "x.safetensors", ["--what", "lora"], "run of clips, which learns no style"),
-        ("style", "x.safetensors", ["--what", "motion"], "changes no temporal weights"),
-        ("model", "x", [], "a pipeline already (copy the folder)"),
-        ("model/unet", "x", [], "a network, no pipeline"),
-        ("model", "x.safetensors", ["--what", "lora"], "holds no style"),
-        ("model", "x.safetensors", ["--what", "motion", "--weights", "raw"], "weights has no effect"),
-        ("videos", "x", [], "neither a run (recipe.yaml) nor a model"),
-        ("run", "../model", [], "exists already"),
+        ("run", "out/x", ["--what", "motion"], "one file, whose name ends in .safetensors"),
+        ("run", "out/x.safetensors", [], "--what pipeline writes a folder"),
+        ("run", "out/x.safetensors", ["--what", "lora"], "run of clips, which learns no style"),
+        ("style", "out/x.safetensors", ["--what", "motion"], "changes no temporal weights"),
+        ("model", "out/x", [], "a pipeline already (copy the folder)"),
+        ("model/unet", "out/x", [], "a network, no pipeline"),
+        ("model", "out/x.safetensors", ["--what", "lora"], "holds no style"),
+        ("model", "out/x.safetensors", ["--what", "motion", "--weights", "raw"], "weights has no effect"),
+        ("videos", "out/x", [], "neither a run (recipe.yaml) nor a model"),
+        ("run", "model", [], "exists already"),
     ],
 )
 def test_what_makes_no_sense_is_refused(
     place: Path, source: str, out: str, words: list[str], reason: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["export", str(place / source), str(place / "out" / out), *words]) == 2
+    assert main(["export", str(place / source), str(place / out), *words]) == 2
     assert reason in capsys.readouterr().err
     assert not (place / "out").exists()
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import fsspec
 import numpy as np
+import psutil
 import pytest
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
@@ -189,3 +190,15 @@ def test_shards_in_a_store_are_read_by_ranges_and_give_the_same(shards: Path) ->
     memory.pipe_file("/bucket/shards/shard-000000.tar", b"cut")
     with pytest.raises(ValueError, match=r"is not the index of shard-000000\.tar: that has 3 bytes"):
         ShardClips("memory://bucket/shards", SETTINGS, batch_size=2, seed=3)
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_over_ten_thousand_clips(shards: Path) -> None:
+    clips = ShardClips(shards, SETTINGS, batch_size=4, seed=0)
+    process, sizes = psutil.Process(), []
+    for step in range(2500):
+        clips.batch(step, 4)
+        if step % 250 == 249:
+            sizes.append(process.memory_info().rss)
+    # The first thousand clips fill the allocator's own stores.
+    assert max(sizes[1:]) - sizes[0] < 24 * 2**20, [size / 2**20 for size in sizes]
