@@ -74,7 +74,7 @@ def decode(clip: ShardClip) -> int:
 
 def measure(folder: Path, options: Options) -> dict[str, Any]:
     """Seconds of both sides, and their ratio."""
-    settings = ShardSettings(readers=options.readers, held_out_every=20)
+    settings = ShardSettings(readers=options.readers, held_out_every=2)
     loader_s, bare_s = [], []
     for _ in range(options.rounds):
         clips = ShardClips(folder, settings, batch_size=options.batch_size, seed=0)

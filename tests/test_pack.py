@@ -161,7 +161,7 @@ def test_tars_are_what_tarfile_would_write(shards: Path) -> None:
 def test_videos_that_are_a_clip_already_keep_their_bytes(tmp_path: Path) -> None:
     folder = tmp_path / "videos"
     folder.mkdir()
-    fits = write_clip(numbered_frames(8), folder / "a.mp4", threads=1).read_bytes()
+    fits = write_clip(255 - numbered_frames(8), folder / "a.mp4", threads=1).read_bytes()
     write_clip(numbered_frames(8, height=32, width=48), folder / "b.mp4")
     write_clip(numbered_frames(16), folder / "c.mp4")
     write_video(folder / "d.mkv", numbered_frames(8))

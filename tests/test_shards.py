@@ -117,6 +117,9 @@ def test_shards_that_do_not_fit_are_refused(shards: Path, tmp_path: Path) -> Non
     tar.with_suffix(".json").unlink()
     with pytest.raises(ValueError, match="no index beside it"):
         loader(tmp_path / "copy")
+    shutil.copytree(shards, tmp_path / "halfway")
+    (tmp_path / "halfway" / ".writing-shard-000009.tar").write_bytes(b"half")
+    assert len(loader(tmp_path / "halfway").clips()) == 50
     with pytest.raises(ValueError, match="enough for one batch"):
         loader(shards, batch_size=100)
     shutil.copytree(shards, tmp_path / "two")

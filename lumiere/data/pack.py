@@ -128,6 +128,13 @@ def is_whole(tar: Path) -> bool:
 def write_shard(job: Job) -> int:
     """Write one tar and its index, each under another name first; the number of its clips."""
     aside = job.folder / f".writing-{job.tar.name}"
+    try:
+        return _write_shard(job, aside)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _write_shard(job: Job, aside: Path) -> int:
     entries: list[dict[str, Any]] = []
     digest = hashlib.sha256()
     with aside.open("wb") as file:

@@ -33,13 +33,17 @@ def with_suffix(place: Place, suffix: str) -> Place:
 
 
 def list_files(folder: Place, suffix: str) -> list[Place]:
-    """The files of that ending in a folder, in the order of names; none where there is no such folder."""
+    """The files of that ending in a folder, in the order of names; none where there is no such folder.
+
+    Hidden ones are left out: those are being written.
+    """
     if isinstance(folder, Path):
-        return sorted(folder.glob(f"*{suffix}")) if folder.is_dir() else []
+        found = folder.glob(f"*{suffix}") if folder.is_dir() else []
+        return sorted(path for path in found if not path.name.startswith("."))
 
     def listed(store: Any, path: str) -> list[Place]:
-        names = [str(one) for one in store.ls(path, detail=False)] if store.isdir(path) else []
-        return [f"{folder}/{name.rpartition('/')[2]}" for name in sorted(names) if name.endswith(suffix)]
+        names = [str(one).rpartition("/")[2] for one in store.ls(path, detail=False)] if store.isdir(path) else []
+        return [f"{folder}/{name}" for name in sorted(names) if name.endswith(suffix) and not name.startswith(".")]
 
     return _asked(folder, listed)
 
