@@ -152,7 +152,10 @@ class LumierePipeline(DiffusionPipeline):
 
     def read(self, prompts: Sequence[str], height: int, width: int) -> TextStates:
         """What the network is told of prompts for clips of so many pixels."""
-        states = self.text.encode(prompts)
+        return self.sized(self.text.encode(prompts), height, width)
+
+    def sized(self, states: TextStates, height: int, width: int) -> TextStates:
+        """What the text encoder said, with the size in pixels, where the network is told it."""
         is_told_sizes = self.unet.config.addition_embed_type == "text_time"
         return states.told_size(height, width) if is_told_sizes else states
 

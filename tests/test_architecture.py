@@ -177,7 +177,12 @@ def test_every_library_that_is_imported_is_declared() -> None:
     # Extras too, but those of developers: what an extra is for, is imported where it is asked for.
     extras = [line for name, lines in project["optional-dependencies"].items() if name != "dev" for line in lines]
     names = {re.split(r"[^\w-]", line)[0].lower() for line in [*project["dependencies"], *extras]}
-    import_names = {"pyyaml": "yaml", "pillow": "PIL", "protobuf": "google"}
+    import_names = {
+        "pyyaml": "yaml",
+        "pillow": "PIL",
+        "protobuf": "google",
+        "scenedetect-headless": "scenedetect",
+    }
     declared = {import_names.get(name, name) for name in names} | {"lumiere"} | set(sys.stdlib_module_names)
     used = {
         module.split(".")[0]

@@ -8,13 +8,14 @@ import json
 import tarfile
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
 from lumiere.cli import main
-from lumiere.data.pack import PackSettings, is_whole, pack
-from lumiere.data.scan import Bucket, scan
-from lumiere.media import read_clip
+from lumiere.data.pack import PackSettings, is_whole, pack, why_not_copied
+from lumiere.data.scan import Bucket, Scanned, Scene, scan
+from lumiere.media import read_clip, starts_with_key_frame, write_clip
 from tests.media_samples import numbered_frames, write_video
 
 SETTINGS = PackSettings(
@@ -155,3 +156,60 @@ def test_tars_are_what_tarfile_would_write(shards: Path) -> None:
             assert (member.mtime, member.uid, member.gid, member.mode) == (0, 0, 0, 0o644)
             ours.addfile(member, theirs.extractfile(member))
     assert again.getvalue().startswith(data[:-1024])
+
+
+def test_videos_that_are_a_clip_already_keep_their_bytes(tmp_path: Path) -> None:
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    fits = write_clip(255 - numbered_frames(8), folder / "a.mp4", threads=1).read_bytes()
+    write_clip(numbered_frames(8, height=32, width=48), folder / "b.mp4")
+    write_clip(numbered_frames(16), folder / "c.mp4")
+    write_video(folder / "d.mkv", numbered_frames(8))
+    write_clip(numbered_frames(8), folder / "e.mp4", fps=15)
+    for path in list(folder.iterdir()):
+        path.with_suffix(".txt").write_text(f"this is {path.stem}")
+    settings = SETTINGS.model_copy(update={"copying": "where_possible"})
+    pack(folder, tmp_path / "out", settings, progress=False)
+    copied = {}
+    for tar in (tmp_path / "out").glob("*.tar"):
+        data = tar.read_bytes()
+        for clip in json.loads(tar.with_suffix(".json").read_text())["clips"]:
+            start, length = clip["video"]
+            copied[clip["source"], clip["start"]] = clip.get("copied", False)
+            assert (data[start : start + length] == fits) == (clip["source"] == "a.mp4")
+    assert copied == {(name, 0): name == "a.mp4" for name in ("a.mp4", "b.mp4", "c.mp4", "d.mkv", "e.mp4")} | {
+        ("c.mp4", 8): False
+    }
+    for part in (1, 0):
+        pack(folder, tmp_path / "parts", settings.model_copy(update={"workers": 2}), part=(part, 2), progress=False)
+    assert digests(tmp_path / "out") == digests(tmp_path / "parts")
+    with pytest.raises(ValueError, match="other videos, captions or settings"):
+        pack(folder, tmp_path / "out", SETTINGS, progress=False)
+    only = settings.model_copy(update={"copying": "only", "videos_per_shard": 1})
+    with pytest.raises(ValueError, match=r"4 of 5 tars.*b\.mp4 cannot be copied: it has 48x32 pixels, not 24x16"):
+        pack(folder, tmp_path / "only", only, progress=False)
+    assert [path.name for path in (tmp_path / "only").glob("*.tar")] == ["shard-000000.tar"]
+
+
+def test_every_reason_not_to_copy_is_said(tmp_path: Path) -> None:
+    def why_not(path: Path, frames: int = 8) -> str | None:
+        bucket = Bucket(height=16, width=24, frames=8)
+        scanned = Scanned(path.name, ("x",), frames=frames, scenes=(Scene(0, frames, bucket),))
+        return why_not_copied(path, scanned, 16.0)
+
+    whole = write_clip(numbered_frames(8), tmp_path / "whole.mp4")
+    assert why_not(whole) is None
+    assert why_not(whole, frames=16) == "2 clips are cut from it"
+    assert "no MP4" in (why_not(write_video(tmp_path / "a.mkv", numbered_frames(8))) or "")
+    assert why_not(write_clip(numbered_frames(8), tmp_path / "slow.mp4", fps=8)) == "it has 8 frames a second, not 16"
+    assert why_not(write_clip(numbered_frames(9), tmp_path / "long.mp4")) == "it has 9 frames, not 8"
+    # Its first packets taken away, so that it begins between two key frames.
+    frames = numbered_frames(12)
+    write_video(tmp_path / "late.mp4", frames, codec="libx264", pix_fmt="yuv420p", options={"g": "4", "bf": "0"})
+    with av.open(str(tmp_path / "late.mp4")) as source, av.open(str(tmp_path / "cut.mp4"), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in list(source.demux(source.streams.video[0]))[2:10]:
+            packet.stream = stream
+            packet.pts, packet.dts = packet.pts - 125, packet.dts - 125
+            target.mux(packet)
+    assert not starts_with_key_frame(tmp_path / "cut.mp4") and starts_with_key_frame(tmp_path / "late.mp4")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,17 @@ import torch
 from rich.console import Console
 
 from lumiere.backbones import clip_memory, known_clip_memory
+from lumiere.cli import main
+from lumiere.config import find_recipe, load_settings
 from lumiere.memory import tensor_bytes
 from lumiere.model.architectures import ARCHITECTURES, architecture
 from lumiere.model.stunet import STUNet
 from lumiere.model.weigh import on_meta, pass_bytes
 from lumiere.pipeline import LumierePipeline, embedded_weights
+from lumiere.training.jobs import job_of
 from lumiere.training.loop import LoopSettings, Trainer
-from lumiere.training.plan import Job, Model, need_of, network_of, remedies, report
+from lumiere.training.plan import HEADROOM, Job, Model, need_of, network_of, remedies, report
+from lumiere.training.run import settings_of
 
 PUBLISHED = {"sd15": 859_520_964, "sdxl": 2_567_463_684}
 """Weights of the image networks, as their model cards' files have them."""
@@ -26,7 +31,7 @@ GIB = 2**30
 
 def tiny_job(**changes: object) -> Job:
     model = Model.in_folder(embedded_weights())
-    known = {"config": model.config, "spatial_factor": model.spatial_factor, "beside": model.beside}
+    known = {"config": model.config, "spatial_factor": model.spatial_factor, "beside": model.text + model.vae}
     return Job(**{**known, "frames": 16, "height": 32, "width": 32, "batch_size": 2, **changes})
 
 
@@ -115,6 +120,31 @@ def test_a_pipelines_clip_is_planned_by_its_own_networks() -> None:
     assert need.weights["unet"] == tensor_bytes(pipeline.unet.parameters())
     assert need.step == pass_bytes(on_meta(pipeline.unet.config, pipeline.unet.dtype), (1, 80, 16, 16))
     assert need.decode == 0 and clip_memory(pipeline, 16, 32, 32).step < need.step
+
+
+@pytest.mark.parametrize(("name", "gib"), [("sd15", 24), ("sdxl", 48), ("if_xl", 48), ("paper", 80)])
+def test_the_large_recipes_fit_where_their_headers_say(name: str, gib: int) -> None:
+    path = find_recipe(name)
+    settings = load_settings(settings_of(path), path)
+    assert f"of {gib} GB" in path.read_text()
+    # What text encoders say comes from a cache where the recipe names one: nothing of them is on the device.
+    model = Model.known(settings.like)
+    assert job_of(settings).beside == model.vae + (model.text if settings.cache is None else 0)
+    need = need_of(job_of(settings, ranks=8))
+    assert need.total < HEADROOM * gib * GIB
+    assert need.activations < need_of(replace(job_of(settings), checkpointing=False)).activations / 2
+
+
+def test_plans_are_printed_and_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["train", "conditional_smoke", "--plan", "--start_from", "null", "--plan-memory", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "It fits into 1.0 GiB" in said and "TFLOP" in said and "1 rank," in said
+    assert main(["train", "sd15", "--plan", "--like", "null", "--model", str(tmp_path / "none")]) == 2
+    assert "lumiere inflate makes one" in capsys.readouterr().err
+    assert main(["train", "text_to_image_smoke", "--plan"]) == 2
+    assert "plans are made for" in capsys.readouterr().err
+    assert main(["train", "conditional_smoke", "--plan", "--plan-ranks", "0"]) == 2
+    assert "more than nothing" in capsys.readouterr().err
 
 
 def test_unknown_models_are_refused(tmp_path: Path) -> None:

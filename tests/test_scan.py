@@ -6,8 +6,10 @@ import csv
 import io
 import json
 import os
+import sys
 import tarfile
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -131,10 +133,24 @@ def test_what_cannot_be_read_at_all_is_refused_with_the_way_out(folder: Path, tm
     refused(tmp_path / "list.csv", "no column 'video'.*did you mean 'vidio'", video_column="video")
     (tmp_path / "list.jsonl").write_text('{"video": "x.mp4", "caption": "x"}\nno json\n')
     refused(tmp_path / "list.jsonl", "line 2")
+    (tmp_path / "list.csv").write_text("video,caption\nx.mp4,a ball, red\n")
+    refused(tmp_path / "list.csv", "line 2: 3 values for 2 columns.*in quotes")
+    (tmp_path / "list.csv").write_bytes("video,caption\nx.mp4,café\n".encode("latin-1"))
+    refused(tmp_path / "list.csv", "not UTF-8")
+    (tmp_path / "list.jsonl").write_text('["x.mp4", "x"]\n')
+    refused(tmp_path / "list.jsonl", "line 1: not an object")
     (tmp_path / "bare.csv").write_text("video,caption\n")
     refused(tmp_path / "bare.csv", "no rows")
     with pytest.raises(ValueError, match="names no caption"):
         read_captions(b'{"captoin": "x"}', name="x.json")
+
+
+def test_captions_of_manifests_may_hold_line_breaks(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text('video,caption\nx.mp4,"a ball,\nand a box"\n', newline="")
+    (tmp_path / "list.jsonl").write_text('{"video": "x.mp4", "caption": "a ball,\u2028and a box"}\n', encoding="utf-8")
+    for name in ("list.csv", "list.jsonl"):
+        (found,) = read_sources(tmp_path / name)
+        assert found.captions == ("a ball, and a box",)
 
 
 def test_cuts_are_where_pictures_were_joined_and_not_where_they_move(tmp_path: Path) -> None:
@@ -154,6 +170,59 @@ def test_cuts_are_where_pictures_were_joined_and_not_where_they_move(tmp_path: P
         (20, 20, [20]),
         (40, 20, [40]),
     ]
+
+
+class FakeTimecode:
+    def __init__(self, frame_num: int, fps: float) -> None:
+        self.frame_num, self.fps = frame_num, fps
+
+
+class FakeDetector:
+    """Finds a cut where blue, as OpenCV orders channels, jumps."""
+
+    def __init__(self) -> None:
+        self.last: float | None = None
+
+    def process_frame(self, timecode: FakeTimecode, frame_img: np.ndarray) -> list[FakeTimecode]:
+        assert timecode.fps == 16 and frame_img.flags.c_contiguous
+        now, last = float(frame_img[..., 0].mean()), self.last
+        self.last = now
+        return [timecode] if last is not None and abs(now - last) > 50 else []
+
+    def post_process(self, timecode: FakeTimecode) -> list[FakeTimecode]:
+        return []
+
+
+def test_the_other_detector_is_asked_or_refused_with_the_way_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "scenedetect", None)
+    monkeypatch.setattr("lumiere.data.scan.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"lumiere\[prep\]"):
+        ScanSettings(detector="scenedetect")
+    # Stands in for a library that is not installed here; its interface is that of version 0.7.
+    fake = types.ModuleType("scenedetect")
+    fake.FrameTimecode, fake.ContentDetector = FakeTimecode, FakeDetector  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "scenedetect", fake)
+    monkeypatch.setattr("lumiere.data.scan.find_spec", lambda name: object())
+    frames = np.zeros((32, 16, 24, 3), np.uint8)
+    frames[:12, ..., 2], frames[20:, ..., 0] = 200, 200
+    path = write_video(tmp_path / "a.mkv", frames)
+    settings = SETTINGS.model_copy(update={"detector": "scenedetect"})
+    found = scan_video(SourceVideo("a.mkv", path, ("x",)), settings)
+    assert [(scene.start, scene.frames) for scene in found.scenes] == [(0, 12), (12, 20)]
+    with pytest.raises(ValueError, match="cut_times has no effect"):
+        ScanSettings(detector="scenedetect", cut_times=3)
+
+
+def test_cuts_of_the_library_itself(tmp_path: Path) -> None:
+    pytest.importorskip("scenedetect")
+    rng = np.random.default_rng(0)
+    scenes = [rng.integers(0, 256, (1, 64, 96, 3), dtype=np.uint8).repeat(40, 0) for _ in range(2)]
+    path = write_video(tmp_path / "a.mkv", np.concatenate(scenes))
+    settings = SETTINGS.model_copy(update={"detector": "scenedetect"})
+    found = scan_video(SourceVideo("a.mkv", path, ("x",)), settings)
+    assert [scene.start for scene in found.scenes] == [0, 40]
 
 
 def test_small_pictures_are_averages() -> None:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
+import fsspec
 import numpy as np
+import psutil
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 
 from lumiere.data.pack import PackSettings, pack
 from lumiere.data.scan import Bucket
@@ -121,8 +126,91 @@ def test_shards_that_do_not_fit_are_refused(shards: Path, tmp_path: Path) -> Non
     tar.with_suffix(".json").unlink()
     with pytest.raises(ValueError, match="no index beside it"):
         loader(tmp_path / "copy")
+    shutil.copytree(shards, tmp_path / "halfway")
+    (tmp_path / "halfway" / ".writing-shard-000009.tar").write_bytes(b"half")
+    assert len(loader(tmp_path / "halfway").clips()) == 50
     with pytest.raises(ValueError, match="enough for one batch"):
         loader(shards, batch_size=100)
+    shutil.copytree(shards, tmp_path / "two")
+    for suffix in (".tar", ".json"):
+        shutil.copy(shards / f"shard-000000{suffix}", tmp_path / "two" / f"theirs{suffix}")
+    with pytest.raises(ValueError, match=r"twice: in shard-000000\.tar and theirs\.tar"):
+        loader(tmp_path / "two")
     many = np.iinfo(np.int32).max
     with pytest.raises(ValueError, match="held out"):
         ShardClips(shards, SETTINGS.model_copy(update={"held_out_every": int(many)}), batch_size=2, seed=0)
+
+
+def test_an_index_that_is_broken_is_refused_by_name(shards: Path, tmp_path: Path) -> None:
+    shutil.copytree(shards, tmp_path / "copy")
+    path = tmp_path / "copy" / "shard-000002.json"
+    index = json.loads(path.read_text())
+    first = index["clips"][0]
+    for change, reason in (
+        ({"video": [0, index["bytes"] + 1]}, "lies outside of its tar"),
+        ({"captions": [" "]}, "has no caption"),
+        ({"captions": []}, "has no caption"),
+        ({"video": None}, "is broken"),
+    ):
+        path.write_text(json.dumps({**index, "clips": [{**first, **change}]}))
+        with pytest.raises(ValueError, match=rf"shard-000002\.json.*{reason}"):
+            loader(tmp_path / "copy")
+    path.write_text("{")
+    with pytest.raises(ValueError, match="cannot be read"):
+        loader(tmp_path / "copy")
+    path.write_text("[]")
+    with pytest.raises(ValueError, match="no index of a shard"):
+        loader(tmp_path / "copy")
+
+
+class Counted(MemoryFileSystem):
+    """A store that says how many bytes of each file were fetched."""
+
+    protocol = "counted"
+    fetched: Counter[str] = Counter()
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return str(super()._strip_protocol(path.replace("counted://", "memory://")))
+
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **options: Any) -> bytes:
+        data = super().cat_file(path, start=start, end=end, **options)
+        self.fetched[path.rpartition("/")[2]] += len(data)
+        return data
+
+
+def test_shards_in_a_store_are_read_by_ranges_and_give_the_same(shards: Path) -> None:
+    fsspec.register_implementation("counted", Counted, clobber=True)
+    memory = fsspec.filesystem("memory")
+    for path in [*shards.glob("*.tar"), *shards.glob("shard-*.json")]:
+        memory.pipe_file(f"/bucket/shards/{path.name}", path.read_bytes())
+    local = loader(shards)
+    for url in ("memory://bucket/shards", "counted://bucket/shards/"):
+        remote = ShardClips(url, SETTINGS, batch_size=2, seed=3)
+        assert keys(remote, range(8)) == keys(local, range(8))
+        ours, theirs = remote.batch(3, 2), local.batch(3, 2)
+        assert torch.equal(ours.clips, theirs.clips) and ours.captions == theirs.captions
+    read = ShardClips("counted://bucket/shards", SETTINGS.model_copy(update={"batches_ahead": 0}), batch_size=2, seed=3)
+    Counted.fetched.clear()
+    read.batch(0, 2)
+    clips = read.clips_of(0)
+    assert sum(Counted.fetched.values()) == sum(clip.span[1] for clip in clips)
+    with pytest.raises(ValueError, match="holds no shards"):
+        ShardClips("memory://bucket/nowhere", SETTINGS, batch_size=2, seed=3)
+    with pytest.raises(ValueError, match="nostore"):
+        ShardClips("nostore://bucket", SETTINGS, batch_size=2, seed=3)
+    memory.pipe_file("/bucket/shards/shard-000000.tar", b"cut")
+    with pytest.raises(ValueError, match=r"is not the index of shard-000000\.tar: that has 3 bytes"):
+        ShardClips("memory://bucket/shards", SETTINGS, batch_size=2, seed=3)
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_over_ten_thousand_clips(shards: Path) -> None:
+    clips = ShardClips(shards, SETTINGS, batch_size=4, seed=0)
+    process, sizes = psutil.Process(), []
+    for step in range(2500):
+        clips.batch(step, 4)
+        if step % 250 == 249:
+            sizes.append(process.memory_info().rss)
+    # The first thousand clips fill the allocator's own stores.
+    assert max(sizes[1:]) - sizes[0] < 24 * 2**20, [size / 2**20 for size in sizes]

@@ -24,6 +24,7 @@ from lumiere.cli.edits import (
     Retime,
 )
 from lumiere.cli.evaluate import Evaluate
+from lumiere.cli.export import Export
 from lumiere.cli.generate import Generate
 from lumiere.cli.inflate import Inflate
 from lumiere.cli.info import Info
@@ -32,15 +33,15 @@ from lumiere.cli.upscale import Upscale
 from lumiere.config import did_you_mean
 
 GivenPart = Animate | Cinemagraph | Interpolate | Loop | Inpaint | Outpaint | Continue | Retime | Edit
-Verb = Generate | GivenPart | Upscale | Data | Train | Evaluate | Inflate | Info
+Verb = Generate | GivenPart | Upscale | Data | Train | Export | Evaluate | Inflate | Info
 VERBS = [verb.__name__.lower() for verb in typing.get_args(Verb)]
 """As tyro names them: by their classes."""
 
 NUM_FIXED_WORDS = {"train": 1, "inflate": 2, "data": 2}
 """Words before the ``--key value`` settings of a verb."""
 
-SWITCHES = {"train": {"--accept-changes"}}
-"""A verb's own options, which may stand among those settings."""
+OWN_OPTIONS = {"train": {"--accept-changes": 0, "--plan": 0, "--plan-ranks": 1, "--plan-memory": 1}}
+"""A verb's own options, which may stand among those settings, and how many words their values are."""
 
 DESCRIPTION = (
     'Text to video with a Space-Time U-Net. Start with:  lumiere generate "a red ball bouncing on a beach"'
@@ -87,8 +88,13 @@ def _overrides_last(words: list[str]) -> list[str]:
     """
     start = 1 + NUM_FIXED_WORDS.get(words[0], len(words)) if words else 0
     if len(words) > start and not any(word.startswith("-") for word in words[:start]):
-        own = [word for word in words[start:] if word in SWITCHES.get(words[0], ())]
-        return [*words[:start], *own, "--", *(word for word in words[start:] if word not in own)]
+        options, rest = OWN_OPTIONS.get(words[0], {}), words[start:]
+        own, others = list[str](), list[str]()
+        while rest:
+            count = 1 + options.get(rest[0], 0)
+            (own if rest[0].partition("=")[0] in options else others).extend(rest[:count])
+            rest = rest[count:]
+        return [*words[:start], *own, "--", *others]
     return words
 
 

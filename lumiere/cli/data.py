@@ -22,20 +22,56 @@ class Data:
     `lumiere data pack PATH --out FOLDER` scans and then writes WebDataset tars of clips, cut at scene cuts, resized and
     encoded anew, with an index beside each. The same command again goes on where it stopped; `--part 2/8` does the
     second eighth of the tars, on as many machines as you like. More settings: lumiere.data.pack.PackSettings.
+
+    `lumiere data cache SHARDS --model FOLDER` keeps what the text encoder of a model says of the captions of shards,
+    and its VAE, if it has one, of their clips (`--latents false`: not of clips), for `lumiere train clips --cache`.
+    It goes on where it stopped, and takes `--out`, `--part 2/8` and `--device` too.
     """
 
-    action: Annotated[Positional[Literal["scan", "pack"]], arg(metavar="scan|pack")]
+    action: Annotated[Positional[Literal["scan", "pack", "cache"]], arg(metavar="scan|pack|cache")]
     """What to do."""
 
-    path: Annotated[Positional[Path], arg(metavar="PATH")]
-    """A folder, a manifest, or a tar."""
+    path: Annotated[Positional[str], arg(metavar="PATH")]
+    """A folder, a manifest, or a tar; for cache a folder of shards, or its URL."""
 
     overrides: Annotated[Positional[tuple[str, ...]], arg(metavar="--KEY VALUE ...", help_behavior_hint="")] = ()
     """Settings."""
 
     def run(self) -> None:
-        """Scan, and write the report; or pack."""
-        (self._scan if self.action == "scan" else self._pack)()
+        """Scan, and write the report; or pack; or keep what networks say of shards."""
+        {"scan": self._scan, "pack": self._pack, "cache": self._cache}[self.action]()
+
+    def _cache(self) -> None:
+        from lumiere.codec import Latents
+        from lumiere.config import Settings, load_settings
+        from lumiere.data.cache import text_digest, write_cache
+        from lumiere.data.store import is_url
+        from lumiere.device import choose_placement
+        from lumiere.pipeline import LumierePipeline
+
+        class CommandSettings(Settings):
+            model: str | None = None
+            out: str | None = None
+            part: str = "1/1"
+            latents: bool = True
+            device: str = "auto"
+
+        settings = load_settings(CommandSettings, {}, self.overrides)
+        part = _part(settings.part)
+        if settings.out is None and is_url(self.path):
+            raise ValueError(f"{self.path} is a URL; give --out, a folder on a disk for what is kept")
+        pipeline = LumierePipeline.from_pretrained(settings.model)
+        text = pipeline.text
+        out = settings.out or str(Path(self.path) / f"cache-{text_digest(text)[:12]}")
+        codec = pipeline.codec if settings.latents and isinstance(pipeline.codec, Latents) else None
+        device = choose_placement(settings.device).device
+        for name in ("text_encoder", "text_encoder_2", "vae"):
+            if getattr(pipeline, name) is not None:
+                getattr(pipeline, name).to(device).eval()
+        files = write_cache(self.path, out, text=text, codec=codec, part=part)
+        size = sum(file.stat().st_size for file in files)
+        what = "captions" if codec is None else "captions and clips"
+        print(f"{out} holds {what} of {len(files)} tars of this part, {size / 2**20:.1f} MiB")
 
     def _pack(self) -> None:
         from lumiere.config import load_settings

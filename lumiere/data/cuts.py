@@ -1,9 +1,10 @@
-"""Scene cuts, from small grey pictures of every frame."""
+"""Scene cuts: from small grey pictures of every frame, or as PySceneDetect finds them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,52 @@ SMALL = (36, 64)
 
 NEIGHBOURS = 8
 """Frames before and after with whose changes a change is compared."""
+
+
+class SmallCuts:
+    """Finds cuts by how small grey pictures change (``scene_starts``)."""
+
+    def __init__(self, *, least: float, times: float) -> None:
+        self.least, self.times = least, times
+        self._greys: list[np.ndarray] = []
+
+    def see(self, frame: np.ndarray) -> None:
+        """Look at the next frame [H, W, 3]."""
+        self._greys.append(small_grey(frame))
+
+    def starts(self) -> list[int]:
+        """The first frames of scenes, when all frames were seen."""
+        return scene_starts(changes_between(self._greys), least=self.least, times=self.times)
+
+
+class ContentCuts:
+    """Finds cuts as PySceneDetect's ContentDetector does, with its own defaults, on frames at ``fps``.
+
+    Needs scenedetect (version 0.7).
+    """
+
+    def __init__(self, fps: float) -> None:
+        import scenedetect
+
+        self._timecode: Any = scenedetect.FrameTimecode
+        self._detector: Any = scenedetect.ContentDetector()
+        self._fps, self._count = fps, 0
+        self._cuts: list[int] = []
+
+    def see(self, frame: np.ndarray) -> None:
+        """Look at the next frame [H, W, 3]."""
+        now = self._timecode(self._count, fps=self._fps)
+        # It wants BGR, as OpenCV reads.
+        self._keep(self._detector.process_frame(now, np.ascontiguousarray(frame[..., ::-1])))
+        self._count += 1
+
+    def starts(self) -> list[int]:
+        """The first frames of scenes, when all frames were seen."""
+        self._keep(self._detector.post_process(self._timecode(max(0, self._count - 1), fps=self._fps)))
+        return sorted({0, *(cut for cut in self._cuts if 0 < cut < self._count)})
+
+    def _keep(self, found: Iterable[Any]) -> None:
+        self._cuts += [int(cut.frame_num) for cut in found]
 
 
 def small_grey(frame: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -22,11 +22,13 @@ from lumiere.data.scan import Bucket, Scanned, ScanSettings, Scene, scan_sources
 from lumiere.data.scan_report import write as write_report
 from lumiere.data.sources import SourceVideo, read_sources
 from lumiere.data.workers import Failed, results
-from lumiere.media import iterate_frames, write_clip
+from lumiere.media import iterate_frames, probe, starts_with_key_frame, write_clip
 from lumiere.progress import progress_bar
 
 FORMAT = "lumiere-shards"
 PLAN = "pack.json"
+LATER = {"copying": "never", "detector": "own"}
+"""Settings that folders of shards of version 0.1 do not name, and what they were packed with."""
 
 
 class PackSettings(ScanSettings):
@@ -36,6 +38,9 @@ class PackSettings(ScanSettings):
     """Videos whose clips share a tar."""
     shard_timeout_s: float = Field(default=3600.0, gt=0)
     """Seconds after which a tar is given up."""
+    copying: Literal["never", "where_possible", "only"] = "never"
+    """Whether videos that are a clip as they are keep their bytes (``why_not_copied`` says which); "only" refuses
+    the others, which are encoded anew else."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,7 @@ class Job:
     scanned: tuple[Scanned, ...]
     folder: Path
     fps: float
+    copying: str = "never"
 
     @property
     def tar(self) -> Path:
@@ -86,7 +92,14 @@ def pack(
     size = settings.videos_per_shard
     groups = [used[start : start + size] for start in range(0, len(used), size)]
     jobs = [
-        Job(place, tuple(one for one, _ in group), tuple(other for _, other in group), out, settings.fps)
+        Job(
+            place,
+            tuple(one for one, _ in group),
+            tuple(other for _, other in group),
+            out,
+            settings.fps,
+            settings.copying,
+        )
         for place, group in enumerate(groups)
     ]
     own = [job for job in jobs if job.number % count == number]
@@ -115,6 +128,13 @@ def is_whole(tar: Path) -> bool:
 def write_shard(job: Job) -> int:
     """Write one tar and its index, each under another name first; the number of its clips."""
     aside = job.folder / f".writing-{job.tar.name}"
+    try:
+        return _write_shard(job, aside)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _write_shard(job: Job, aside: Path) -> int:
     entries: list[dict[str, Any]] = []
     digest = hashlib.sha256()
     with aside.open("wb") as file:
@@ -144,6 +164,7 @@ def _clips(job: Job) -> Iterator[tuple[dict[str, Any], bytes]]:
     """What is known of each clip of a job, and its MP4."""
     for source, scanned in zip(job.sources, job.scanned, strict=True):
         with source.on_disk() as path:
+            is_copied = _is_copied(path, scanned, job)
             for bucket, start, frames in _windows(path, scanned, job.fps):
                 if not frames.any():
                     continue  # Black throughout: a film's beginning or end, of which nothing is learned.
@@ -156,7 +177,10 @@ def _clips(job: Job) -> Iterator[tuple[dict[str, Any], bytes]]:
                     "height": bucket.height,
                     "width": bucket.width,
                 }
-                yield facts, _encoded(frames, job.fps)
+                if is_copied:
+                    yield {**facts, "copied": True}, path.read_bytes()
+                else:
+                    yield facts, _encoded(frames, job.fps)
 
 
 def _windows(path: Path, scanned: Scanned, fps: float) -> Iterator[tuple[Bucket, int, np.ndarray]]:
@@ -183,6 +207,48 @@ def _windows(path: Path, scanned: Scanned, fps: float) -> Iterator[tuple[Bucket,
                 start = following
 
 
+def _is_copied(path: Path, scanned: Scanned, job: Job) -> bool:
+    """Whether a video keeps its bytes. Raises ValueError for one that does not, where all have to."""
+    if job.copying == "never":
+        return False
+    why_not = why_not_copied(path, scanned, job.fps)
+    if why_not is not None and job.copying == "only":
+        raise ValueError(
+            f"{scanned.name} cannot be copied: {why_not} (--copying where_possible encodes such videos anew)"
+        )
+    return why_not is None
+
+
+def why_not_copied(path: Path, scanned: Scanned, fps: float) -> str | None:
+    """Why a video is not, as it is, the one clip that comes of it; None where it is.
+
+    It is when it is a whole MP4 (or MOV) without sound that begins with a key frame, and has the size, rate and length
+    of its bucket, upright and in square pixels.
+    """
+    info = probe(path)
+    (bucket, *others) = [scene.bucket for scene in scanned.scenes if scene.bucket for _ in scene.clips]
+    assert bucket is not None
+    rules = (
+        (not others and len(scanned.scenes) == 1, f"{1 + len(others)} clips are cut from it"),
+        ("mp4" in info.format.split(","), f"it is no MP4 but {info.format}"),
+        (not info.has_audio, "it has sound"),
+        (info.damage is None, f"it is damaged ({info.damage})"),
+        (
+            (info.width, info.height) == (bucket.width, bucket.height),
+            f"it has {info.width}x{info.height} pixels, not {bucket.width}x{bucket.height}",
+        ),
+        (info.rotation == 0 and info.pixel_aspect == 1, "its pictures are turned, or their pixels not square"),
+        (not info.has_alpha, "it is transparent"),
+        (
+            not info.is_variable_rate and abs(info.fps - fps) < 1e-3,
+            f"it has {info.fps:.4g} frames a second, not {fps:g}",
+        ),
+        (info.num_frames == bucket.frames, f"it has {info.num_frames} frames, not {bucket.frames}"),
+        (starts_with_key_frame(path), "it does not begin with a key frame"),
+    )
+    return next((why_not for is_so, why_not in rules if not is_so), None)
+
+
 def _encoded(frames: np.ndarray, fps: float) -> bytes:
     """A clip as MP4, encoded by one thread, so that it is the same everywhere."""
     with tempfile.TemporaryDirectory(prefix="lumiere-") as place:
@@ -203,9 +269,12 @@ def _scanned(
     sources: Sequence[SourceVideo], settings: PackSettings, out: Path, origin: str, *, progress: bool
 ) -> list[Scanned]:
     """What is known of the videos: found out once for a folder of shards, and kept there."""
+    told = settings.model_dump(mode="json", exclude={"workers", "timeout_s", "shard_timeout_s"})
+    # Folders that were packed before there was a choice stay what they are.
+    told = {name: value for name, value in told.items() if name not in LATER or value != LATER[name]}
     plan = {
         "format": FORMAT,
-        "settings": settings.model_dump(mode="json", exclude={"workers", "timeout_s", "shard_timeout_s"}),
+        "settings": told,
         "videos": [[source.name, list(source.captions), source.problem] for source in sources],
     }
     digest = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()

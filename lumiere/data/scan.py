@@ -11,15 +11,16 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 from pydantic import Field, model_validator
 
 from lumiere.config import Settings
-from lumiere.data.cuts import changes_between, scene_starts, small_grey
+from lumiere.data.cuts import ContentCuts, SmallCuts
 from lumiere.data.sources import SourceVideo, read_sources
 from lumiere.data.workers import Failed, results
 from lumiere.media import BrokenOff, iterate_frames, probe
@@ -48,6 +49,8 @@ class ScanSettings(Settings):
     """Sizes of clips. A scene goes into the one nearest to its shape, and of those into the longest that it fills."""
     min_side: int = Field(default=32, ge=1)
     """Videos whose shorter side has fewer pixels are left out."""
+    detector: Literal["own", "scenedetect"] = "own"
+    """What finds cuts: ``data.cuts``, or PySceneDetect's ContentDetector with its own defaults."""
     cut_least: float = Field(default=18.0, ge=0)
     """Grey values, of 255, by which the pictures of a cut differ at least, on average."""
     cut_times: float = Field(default=4.0, ge=1)
@@ -64,6 +67,8 @@ class ScanSettings(Settings):
     def _has_buckets(self) -> ScanSettings:
         if not self.buckets:
             raise ValueError("buckets is empty; give at least one size of clips")
+        if self.detector == "scenedetect":
+            _check_detector(self)
         return self
 
     @property
@@ -164,13 +169,16 @@ def scan_sources(sources: Sequence[SourceVideo], settings: ScanSettings, *, prog
 
 def scan_video(source: SourceVideo, settings: ScanSettings) -> Scanned:
     """What is known of one video, every picture of which is read."""
+    cuts: SmallCuts | ContentCuts = SmallCuts(least=settings.cut_least, times=settings.cut_times)
+    if settings.detector == "scenedetect":
+        cuts = ContentCuts(settings.fps)
     with source.on_disk() as path:
         try:
             info = probe(path)
-            frames, greys, shown, note = _read(path, settings.fps)
+            frames, shown, note = _read(path, settings.fps, cuts)
         except ValueError as error:
             return Scanned(source.name, source.captions, dropped=str(error).replace(str(path), source.name))
-    starts = scene_starts(changes_between(greys), least=settings.cut_least, times=settings.cut_times)
+    starts = cuts.starts()
     ends = [*starts[1:], frames]
     width = info.width * info.pixel_aspect
     scenes = tuple(
@@ -192,14 +200,14 @@ def scan_video(source: SourceVideo, settings: ScanSettings) -> Scanned:
     )
 
 
-def _read(path: Path, fps: float) -> tuple[int, list[np.ndarray], list[np.ndarray], str | None]:
-    """The number of frames, small grey ones, some to be shown, and where reading broke off."""
-    greys: list[np.ndarray] = []
+def _read(path: Path, fps: float, cuts: SmallCuts | ContentCuts) -> tuple[int, list[np.ndarray], str | None]:
+    """The number of frames, some of them to be shown, and where reading broke off; cuts are told of each."""
     shown: dict[int, np.ndarray] = {}
-    note, every = None, 1
+    note, every, total = None, 1, 0
     try:
         for count, frame in enumerate(iterate_frames(path, fps=fps)):
-            greys.append(small_grey(frame))
+            cuts.see(frame)
+            total = count + 1
             if count % every == 0:
                 shown[count] = _small(frame)
                 if len(shown) >= 2 * NUM_THUMBNAILS:  # Twice as far apart from here on.
@@ -207,7 +215,19 @@ def _read(path: Path, fps: float) -> tuple[int, list[np.ndarray], list[np.ndarra
                     shown = {place: kept for place, kept in shown.items() if place % every == 0}
     except BrokenOff as error:
         note = str(error)
-    return len(greys), greys, list(shown.values())[:NUM_THUMBNAILS], note
+    return total, list(shown.values())[:NUM_THUMBNAILS], note
+
+
+def _check_detector(settings: ScanSettings) -> None:
+    """Refuse PySceneDetect where it is not installed, and settings that it does not follow."""
+    if find_spec("scenedetect") is None:
+        raise ValueError(
+            'detector scenedetect needs PySceneDetect: pip install "lumiere[prep]" (or scenedetect-headless), or leave'
+            " the detector as it is (own)"
+        )
+    for name in ("cut_least", "cut_times"):
+        if getattr(settings, name) != ScanSettings.model_fields[name].default:
+            raise ValueError(f"{name} has no effect with detector scenedetect; leave it out")
 
 
 def _bucket(buckets: Sequence[Bucket], shape: float, frames: int) -> Bucket | None:

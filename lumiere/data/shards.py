@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,11 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from pydantic import Field
+from torch import Tensor
 
 from lumiere.config import Settings
+from lumiere.data import store
 from lumiere.data.batches import Batch
-from lumiere.data.sources import SourceVideo
+from lumiere.data.store import Place
 from lumiere.media import read_clip
 from lumiere.video import from_uint8
 
@@ -49,7 +53,7 @@ class ShardClip:
     """One clip of a shard: where its video lies in the tar, its captions, its size."""
 
     key: str
-    tar: Path
+    tar: Place
     span: tuple[int, int]
     captions: tuple[str, ...]
     frames: int
@@ -63,39 +67,71 @@ class ShardClip:
         return f"{self.width}x{self.height}x{self.frames}"
 
 
-def read_index(tar: Path) -> list[ShardClip]:
-    """The clips that a tar's index lists. Raises ValueError where there is none, or one of another tar."""
-    path = tar.with_suffix(".json")
-    if not path.is_file():
-        raise ValueError(f"{tar} has no index beside it ({path.name}); lumiere data pack writes both")
+def read_index(tar: Place) -> list[ShardClip]:
+    """The clips that a tar's index lists. Raises ValueError where there is none, a broken one, or another tar's."""
+    index, path = load_index(tar), store.with_suffix(tar, ".json")
     try:
-        index: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        clips = [
+            ShardClip(
+                key=one["key"],
+                tar=tar,
+                span=(one["video"][0], one["video"][1]),
+                captions=tuple(one["captions"]),
+                frames=one["frames"],
+                height=one["height"],
+                width=one["width"],
+                fps=one["fps"],
+            )
+            for one in index["clips"]
+        ]
+    except (KeyError, TypeError, IndexError) as error:
+        raise ValueError(f"{path} is broken ({type(error).__name__}: {error}); pack again") from None
+    for clip in clips:
+        if sum(clip.span) > index["bytes"] or min(clip.span) < 0:
+            raise ValueError(f"{path} is broken: the clip {clip.key} lies outside of its tar; pack again")
+        if not any(caption.strip() for caption in clip.captions):
+            raise ValueError(f"{path}: the clip {clip.key} has no caption; pack again")
+    return clips
+
+
+def load_index(tar: Place) -> Mapping[str, Any]:
+    """The index beside a tar as it is written. Raises ValueError where there is none, or one of another tar."""
+    path = store.with_suffix(tar, ".json")
+    if not store.is_file(path):
+        raise ValueError(f"{tar} has no index beside it ({store.name_of(path)}); lumiere data pack writes both")
+    try:
+        index = json.loads(store.read_bytes(path))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error})") from None
-    if index.get("format") != FORMAT:
+    if not isinstance(index, dict) or index.get("format") != FORMAT:
         raise ValueError(f"{path} is no index of a shard (lumiere data pack writes one)")
-    if index["bytes"] != tar.stat().st_size:
+    there = store.num_bytes(tar)
+    if index.get("bytes") != there:
         raise ValueError(
-            f"{path} is not the index of {tar.name}: that has {tar.stat().st_size} bytes, and it says {index['bytes']}"
+            f"{path} is not the index of {store.name_of(tar)}: that has {there} bytes, and it says {index.get('bytes')}"
             " (pack again: the tar is cut off or was changed)"
         )
-    return [
-        ShardClip(
-            key=one["key"],
-            tar=tar,
-            span=(one["video"][0], one["video"][1]),
-            captions=tuple(one["captions"]),
-            frames=one["frames"],
-            height=one["height"],
-            width=one["width"],
-            fps=one["fps"],
+    return index
+
+
+def read_frames(clip: ShardClip) -> Tensor:
+    """A clip [3, T, H, W] in -1..1, decoded."""
+    with tempfile.TemporaryDirectory(prefix="lumiere-") as folder:
+        copy = Path(folder) / "clip.mp4"
+        copy.write_bytes(store.read_bytes(clip.tar, clip.span))
+        frames, _ = read_clip(copy, num_frames=clip.frames, fps=clip.fps)
+    if frames.shape[1:3] != (clip.height, clip.width):
+        raise ValueError(
+            f"{clip.tar}: the clip {clip.key} is {frames.shape[2]}x{frames.shape[1]}, and its index says"
+            f" {clip.width}x{clip.height} (pack again)"
         )
-        for one in index["clips"]
-    ]
+    return from_uint8(frames[None])[0]
 
 
 class ShardClips:
-    """Batches of the clips in a folder of shards, as a pure function of (seed, position).
+    """Batches of the clips in a folder of shards (or a URL of one), as a pure function of (seed, position).
+
+    ``read`` is what becomes of a clip, [C, T, h, w]; None: its frames (``read_frames``).
 
     A position counts the batches of all processes that train together, so the order is the same for any number of
     them; each asks for every ``stride``-th one, and those are what is read ahead for it. Raises ValueError when there
@@ -110,13 +146,16 @@ class ShardClips:
         batch_size: int,
         seed: int,
         stride: int = 1,
+        read: Callable[[ShardClip], Tensor] | None = None,
     ) -> None:
         self.settings, self.batch_size, self.seed = settings or ShardSettings(), batch_size, seed
         self.stride = stride
-        tars = sorted(Path(folder).glob("*.tar")) if Path(folder).is_dir() else []
+        self._read_clip = read or read_frames
+        tars = store.list_files(store.as_place(folder), ".tar")
         if not tars:
             raise ValueError(f"{folder} holds no shards (*.tar); lumiere data pack writes them")
         every = [read_index(tar) for tar in tars]
+        _check_keys([clip for clips in every for clip in clips])
         self.shards = [[clip for clip in clips if not self._is_held_out(clip)] for clips in every]
         self.held_out = [clip for clips in every for clip in clips if self._is_held_out(clip)]
         total = sum(len(clips) for clips in self.shards)
@@ -162,19 +201,22 @@ class ShardClips:
                 self._ahead[one] = self._pool.submit(self._read_position, one)
         return asked.result()
 
+    def clips(self) -> list[ShardClip]:
+        """All clips, the held-out ones first."""
+        return [*self.held_out, *(clip for clips in self.shards for clip in clips)]
+
     def captions(self) -> list[str]:
         """All captions, held-out clips' too."""
-        every = [*self.held_out, *(clip for clips in self.shards for clip in clips)]
-        return [caption for clip in every for caption in clip.captions]
+        return [caption for clip in self.clips() for caption in clip.captions]
 
     def _read_position(self, position: int) -> Batch:
         return self._read(self.clips_of(position), position)
 
     def _read(self, clips: Sequence[ShardClip], position: int) -> Batch:
-        frames = np.stack([_frames(clip) for clip in clips])
+        frames = torch.stack([self._read_clip(clip) for clip in clips])
         numbers = [_number(self.seed, "caption", position, clip.key) for clip in clips]
         captions = [clip.captions[number % len(clip.captions)] for clip, number in zip(clips, numbers, strict=True)]
-        return Batch(from_uint8(frames), captions)
+        return Batch(frames, captions)
 
     def _order(self, epoch: int) -> Iterator[list[ShardClip]]:
         """The pools of an epoch, each with its clips mixed."""
@@ -207,10 +249,16 @@ def _batches_of_epoch(clips: ShardClips, epoch: int) -> Sequence[Sequence[ShardC
     return batches
 
 
-def _frames(clip: ShardClip) -> np.ndarray:
-    """The 8-bit frames [T, H, W, 3] of a clip."""
-    with SourceVideo(f"{clip.key}.mp4", clip.tar, span=clip.span).on_disk() as path:
-        return read_clip(path, num_frames=clip.frames, fps=clip.fps)[0]
+def _check_keys(clips: Sequence[ShardClip]) -> None:
+    """Raise ValueError for a key that two clips have: by it they are held out, and found in a cache."""
+    seen: dict[str, ShardClip] = {}
+    for clip in clips:
+        other = seen.setdefault(clip.key, clip)
+        if other is not clip:
+            raise ValueError(
+                f"the key {clip.key} is there twice: in {store.name_of(other.tar)} and {store.name_of(clip.tar)} (pack"
+                " all videos into one folder, instead of putting together shards of several)"
+            )
 
 
 def _listed(counts: Mapping[str, int]) -> str:

@@ -7,6 +7,7 @@ computed from it is the same everywhere.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import tarfile
@@ -148,9 +149,10 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not UTF-8 text") from None
     if path.suffix in (".csv", ".tsv"):
-        return list(csv.DictReader(text.splitlines(), delimiter="\t" if path.suffix == ".tsv" else ","))
+        return _table_rows(path, text, delimiter="\t" if path.suffix == ".tsv" else ",")
     rows = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    # Not splitlines: it also ends a line at characters that a caption may hold, such as U+2028.
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
                 row = json.loads(line)
@@ -159,6 +161,25 @@ def _rows(path: Path) -> list[dict[str, Any]]:
             if not isinstance(row, dict):
                 raise ValueError(f"{path}, line {number}: not an object with columns")
             rows.append(row)
+    return rows
+
+
+def _table_rows(path: Path, text: str, *, delimiter: str) -> list[dict[str, Any]]:
+    """The rows of a CSV or TSV file; captions in quotes may hold line breaks."""
+    reader: csv.DictReader[Any] = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+    rows: list[dict[str, Any]] = []
+    try:
+        for row in reader:
+            more = row.get(None)  # What stands behind the last column.
+            if more:
+                columns = len(row) - 1
+                raise ValueError(
+                    f"{path}, line {reader.line_num}: {columns + len(more)} values for {columns} columns"
+                    " (put captions that hold the separator in quotes)"
+                )
+            rows.append(row)
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.line_num}: {error}") from None
     return rows
 
 

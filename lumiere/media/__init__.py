@@ -4,6 +4,7 @@ Reading goes by true presentation times and ends in the right pictures or in a V
 temporary name, so that a file is either whole or not there.
 """
 
+from lumiere.media.container import starts_with_key_frame
 from lumiere.media.image import read_image, read_mask_image
 from lumiere.media.picture import BrokenOff, VideoInfo
 from lumiere.media.read import VIDEO_SUFFIXES, iterate_frames, probe, read_clip
@@ -22,6 +23,7 @@ __all__ = [
     "read_image",
     "read_mask_image",
     "read_recipe",
+    "starts_with_key_frame",
     "write_clip",
     "write_like",
 ]

@@ -82,6 +82,12 @@ def describe_container(path: Path) -> VideoInfo:
         )
 
 
+def starts_with_key_frame(path: Path) -> bool:
+    """Whether the first coded picture of a video file needs no other one to be decoded."""
+    with opened_video(path) as (container, stream):
+        return next((bool(packet.is_keyframe) for packet in container.demux(stream) if packet.size), False)
+
+
 @contextmanager
 def opened_video(path: Path) -> Iterator[tuple[Any, Any]]:
     """The open container and its video stream; raises ValueError when there is none that can be read."""

@@ -204,7 +204,10 @@ class Model:
 
     config: Mapping[str, Any]
     spatial_factor: int
-    beside: int
+    text: int
+    """Bytes of the text encoders' weights."""
+    vae: int
+    """Those of the VAE's."""
 
     @classmethod
     def in_folder(cls, folder: Path) -> Model:
@@ -216,13 +219,14 @@ class Model:
         if "temporal_settings" not in config:
             raise ValueError(f"{folder} holds no Space-Time U-Net (inflate it first: lumiere inflate)")
         index = json.loads((folder / "model_index.json").read_text())
-        frozen = [path for part in ("text_encoder", "text_encoder_2", "vae") for path in _weights(folder / part)]
         vae = folder / "vae" / "config.json"
         if vae.is_file():
             factor = 2 ** (len(json.loads(vae.read_text())["block_out_channels"]) - 1)
         else:
             factor = index.get("pixel_block_size") or 1
-        return cls(config, factor, sum(path.stat().st_size for path in frozen))
+        return cls(
+            config, factor, sum(_size(folder / f"text_encoder{end}") for end in ("", "_2")), _size(folder / "vae")
+        )
 
     @classmethod
     def known(cls, name: str, temporal: TemporalSettings | None = None) -> Model:
@@ -234,10 +238,10 @@ class Model:
             with torch.device("meta"):
                 vae = sum(weight.numel() for weight in AutoencoderKL(**known.vae).parameters())
             factor = 2 ** (len(known.vae["block_out_channels"]) - 1)
-        return cls(config, factor, 2 * (known.text_parameters + vae))
+        return cls(config, factor, 2 * known.text_parameters, 2 * vae)
 
 
-def _weights(folder: Path) -> list[Path]:
-    """The weights of a component as they lie: those in full precision where there are variants."""
+def _size(folder: Path) -> int:
+    """Bytes of a component's weights as they lie: those in full precision where there are variants."""
     files = sorted(folder.glob("*.safetensors"))
-    return [path for path in files if ".fp16" not in path.name] or files
+    return sum(path.stat().st_size for path in [path for path in files if ".fp16" not in path.name] or files)

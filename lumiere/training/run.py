@@ -39,6 +39,11 @@ def train(recipe: str | Path, overrides: Sequence[str] = (), *, accept_changes: 
         return run()
 
 
+def settings_of(recipe: Path) -> type[Any]:
+    """The class of a recipe's settings. Raises ValueError for an unknown stage."""
+    return _stage(recipe)[0]
+
+
 def _trainer(make_stage: Callable[[Any], Stage], settings: Any) -> Callable[[], Path]:
     """What trains the one stage of a recipe."""
     facts = {"recipe": settings.model_dump(mode="json")}
@@ -47,36 +52,50 @@ def _trainer(make_stage: Callable[[Any], Stage], settings: Any) -> Callable[[], 
 
 def _stage(path: Path) -> tuple[type[Any], Callable[[Any], Callable[[], Path]]]:
     """The settings of a recipe's stage, and what makes its run of them; networks are imported only when needed."""
-    name = (yaml.safe_load(path.read_text()) or {}).get("stage")
-    match name:
+    if _name(path) == "finetune_clips":
+        from lumiere.training.finetune import FineTuning
+        from lumiere.training.stages.finetune_clips import FinetuneSettings
+
+        return FinetuneSettings, lambda settings: FineTuning(settings).run
+    settings_class, stage_class = stage_classes(path)
+    return settings_class, partial(_trainer, stage_class)
+
+
+def stage_classes(path: Path) -> tuple[type[Any], type[Any]]:
+    """The settings and the stage of a recipe that trains one stage. Raises ValueError for a stage that is not known."""
+    match _name(path):
         case "text_to_image":
             from lumiere.training.stages.text_to_image import TextToImage, TextToImageSettings
 
-            return TextToImageSettings, partial(_trainer, TextToImage)
+            return TextToImageSettings, TextToImage
         case "text_to_video":
             from lumiere.training.stages.text_to_video import TextToVideo, TextToVideoSettings
 
-            return TextToVideoSettings, partial(_trainer, TextToVideo)
+            return TextToVideoSettings, TextToVideo
         case "conditional":
             from lumiere.training.stages.conditional import Conditional, ConditionalSettings
 
-            return ConditionalSettings, partial(_trainer, Conditional)
+            return ConditionalSettings, Conditional
         case "given_words":
             from lumiere.training.stages.given_words import GivenWordsSettings, GivenWordsTraining
 
-            return GivenWordsSettings, partial(_trainer, GivenWordsTraining)
-        case "finetune_clips":
-            from lumiere.training.finetune import FineTuning
-            from lumiere.training.stages.finetune_clips import FinetuneSettings
+            return GivenWordsSettings, GivenWordsTraining
+        case "clips":
+            from lumiere.training.stages.motion import MotionSettings, MotionTraining
 
-            return FinetuneSettings, lambda settings: FineTuning(settings).run
+            return MotionSettings, MotionTraining
         case "super_resolution":
             from lumiere.training.stages.super_resolution import SuperResolutionSettings, SuperResolutionTraining
 
-            return SuperResolutionSettings, partial(_trainer, SuperResolutionTraining)
+            return SuperResolutionSettings, SuperResolutionTraining
         case "style":
             from lumiere.training.stages.style import StyleSettings, StyleTraining
 
-            return StyleSettings, partial(_trainer, StyleTraining)
-    known = "text_to_image, text_to_video, given_words, conditional, finetune_clips, super_resolution, style"
-    raise ValueError(f"{path}: stage is {name!r}; known are {known}")
+            return StyleSettings, StyleTraining
+    known = "text_to_image, text_to_video, given_words, conditional, clips, finetune_clips, super_resolution, style"
+    raise ValueError(f"{path}: stage is {_name(path)!r}; known are {known}")
+
+
+def _name(path: Path) -> Any:
+    """The stage that a recipe names."""
+    return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("stage")

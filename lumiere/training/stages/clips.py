@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lumiere.conditioning.frames import MaskMix, random_conditioning
+from lumiere.conditioning.text import TextEncoder, TextStates
 from lumiere.data.batches import Batch
 from lumiere.device import choose_placement
 from lumiere.diffusion.objective import Objective
@@ -60,10 +61,14 @@ class ClipStage:
         if loop.bf16_weights:
             pipeline.unet.to(torch.bfloat16)
         self.unet, self.codec = pipeline.unet, pipeline.codec
-        self.text = pipeline.text
         self.objective = Objective.from_scheduler(pipeline.scheduler)
         self.network: nn.Module = torch.compile(self.unet) if loop.compile else self.unet  # type: ignore[assignment]
         pipeline.set_progress_bar_config(disable=True)
+
+    @property
+    def text(self) -> TextEncoder:
+        """What reads captions."""
+        return self.pipeline.text
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Those of the U-Net; only the trainable ones are trained."""
@@ -82,7 +87,7 @@ class ClipStage:
         """Denoising loss [B] of the clips at a position."""
         batch = self.data.batch(position, count)
         clips, given = self.given(batch, position)
-        clean = self.codec.encode(clips)
+        clean = self.encoded(clips)
         noise, timesteps, luck = draw_noise(
             tuple(clean.shape), self.objective.num_timesteps, self.noise, seed=self.loop.seed, step=position
         )
@@ -90,6 +95,14 @@ class ClipStage:
         captions = self.captions(batch, given, position)
         captions = [caption if keep else "" for caption, keep in zip(captions, kept, strict=True)]
         return self.denoising(self.network, clean, noise, timesteps, captions, given)
+
+    def encoded(self, clips: Tensor) -> Tensor:
+        """A batch's clips in the network's space."""
+        return self.codec.encode(clips)
+
+    def read(self, captions: Sequence[str], height: int, width: int) -> TextStates:
+        """What the network is told of captions for clips of so many pixels."""
+        return self.pipeline.read(captions, height, width)
 
     def given(self, batch: Batch, position: int) -> tuple[Tensor, Tensor | None]:
         """The clips [B, 3, T, H, W] to be made there, and <C, M> [B, c, T, h, w] of them that the network is told.
@@ -125,7 +138,7 @@ class ClipStage:
         """
         dtype = self.unet.dtype
         height, width = (size * self.codec.spatial_factor for size in clean.shape[-2:])
-        text = self.pipeline.read(captions, height, width).to(self.device, dtype)
+        text = self.read(captions, height, width).to(self.device, dtype)
         added = text.added() | ({} if said is None else {"said_of_given": said})
 
         def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
@@ -157,7 +170,7 @@ class ClipStage:
         own, losses, num_drawn = share(len(clips)), [], 0
         for index in own:
             one = slice(index, index + 1)
-            clean = self.codec.encode(clips[one])
+            clean = self.encoded(clips[one])
             while num_drawn <= index:
                 noise = torch.randn(clean.shape, generator=generator)
                 num_drawn += 1
@@ -192,3 +205,12 @@ class ClipStage:
     def export(self, folder: Path) -> None:
         """The whole pipeline as a diffusers folder, in bfloat16."""
         copy.deepcopy(self.pipeline).to(torch.bfloat16).save_pretrained(folder)
+
+
+def check_divisible(what: str, count: int, step: int) -> None:
+    """Refuse clips whose frames or pixels the network cannot halve as often as it does."""
+    if count % step:
+        below = max(count // step * step, step)
+        raise ValueError(
+            f"{what} is {count}; this network needs a multiple of {step}: the nearest are {below} and {below + step}"
+        )

@@ -18,7 +18,7 @@ from lumiere.model.stunet import STUNet
 from lumiere.pipeline import LumierePipeline
 from lumiere.training.loop import LoopSettings
 from lumiere.training.noise import NoiseSettings
-from lumiere.training.stages.clips import ClipStage
+from lumiere.training.stages.clips import ClipStage, check_divisible
 
 Part = Literal["image", "motion"]
 
@@ -58,7 +58,7 @@ class FinetuneClips(ClipStage):
         pipeline = LumierePipeline.from_pretrained(model)
         # It hears the text encoder, which changes, and knows no other pictures than those it was trained on.
         pipeline.register_modules(super_resolution=None)
-        _check_fit(pipeline, settings.clips)
+        check_folder(pipeline, settings.clips)
         generator = torch.Generator().manual_seed(loop.seed)
         tokenizer, self.new_words = add_words(
             pipeline.tokenizer, pipeline.text_encoder, clips.captions(), generator=generator
@@ -108,15 +108,7 @@ def _train_only(part: Part, pipeline: LumierePipeline) -> None:
     pipeline.text_encoder.requires_grad_(part == "image")
 
 
-def _check_fit(pipeline: LumierePipeline, clips: ClipFolderSettings) -> None:
-    """Refuse clips whose frames or pixels the network cannot halve as often as it does."""
-    for what, count, step in (
-        ("clips.num_frames", clips.num_frames, pipeline.unet.temporal_factor),
-        ("clips.size", clips.size, pipeline.unet.spatial_factor * pipeline.codec.spatial_factor),
-    ):
-        if count % step:
-            below = max(count // step * step, step)
-            raise ValueError(
-                f"{what} is {count}; this network needs a multiple of {step}: the nearest are {below} and"
-                f" {below + step}"
-            )
+def check_folder(pipeline: LumierePipeline, clips: ClipFolderSettings) -> None:
+    """Refuse clips of a folder whose frames or pixels the network cannot halve as often as it does."""
+    check_divisible("clips.num_frames", clips.num_frames, pipeline.unet.temporal_factor)
+    check_divisible("clips.size", clips.size, pipeline.unet.spatial_factor * pipeline.codec.spatial_factor)
