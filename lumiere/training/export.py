@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -110,12 +110,12 @@ def _stage_of(run: Path) -> ClipStage:
     """The stage of a run as it was before its first step. Raises ValueError for one that trains no base's pipeline."""
     recipe = run / "recipe.yaml"
     settings_class, stage_class = stage_classes(recipe)
+    make: Callable[[Any], ClipStage] = stage_class
     if not issubclass(stage_class, ClipStage):
         raise ValueError(
             f"{run} trains no pipeline of a base; when it is finished, what it has learned lies in {run / 'export'}"
         )
-    stage: ClipStage = stage_class(load_settings(settings_class, recipe))
-    return stage
+    return make(load_settings(settings_class, recipe))
 
 
 def _finetuned(run: Path) -> FinetuneClips:
