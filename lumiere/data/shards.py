@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from lumiere.config import Settings
 from lumiere.data import store
 from lumiere.data.batches import Batch
 from lumiere.data.store import Place
-from lumiere.media import read_clip
+from lumiere.media import iterate_frames
 from lumiere.video import from_uint8
 
 FORMAT = "lumiere-shards"
@@ -119,13 +120,16 @@ def read_frames(clip: ShardClip) -> Tensor:
     with tempfile.TemporaryDirectory(prefix="lumiere-") as folder:
         copy = Path(folder) / "clip.mp4"
         copy.write_bytes(store.read_bytes(clip.tar, clip.span))
-        frames, _ = read_clip(copy, num_frames=clip.frames, fps=clip.fps)
-    if frames.shape[1:3] != (clip.height, clip.width):
+        # Not read_clip, which looks at the whole file before it decodes.
+        found = list(islice(iterate_frames(copy, fps=clip.fps), clip.frames))
+    sizes = {frame.shape[:2] for frame in found}
+    if len(found) != clip.frames or sizes != {(clip.height, clip.width)}:
+        there = ", ".join(f"{width}x{height}" for height, width in sizes)
         raise ValueError(
-            f"{clip.tar}: the clip {clip.key} is {frames.shape[2]}x{frames.shape[1]}, and its index says"
-            f" {clip.width}x{clip.height} (pack again)"
+            f"{clip.tar}: the clip {clip.key} has {len(found)} frames of {there}, and its index says {clip.size} (pack"
+            " again)"
         )
-    return from_uint8(frames[None])[0]
+    return from_uint8(np.stack(found))
 
 
 class ShardClips:
