@@ -6,8 +6,8 @@ only in parts. A checkpoint holds whole tensors, so runs go on in either mode an
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +75,7 @@ def shard(network: STUNet, *, bf16: bool) -> None:
 def whole_network(network: STUNet) -> STUNet | None:
     """The sharded network in one piece, on the CPU of the first rank; None on the others. Every rank calls it."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    weights: Mapping[str, Tensor] = get_model_state_dict(network, options=options)
+    weights: dict[str, Any] = get_model_state_dict(network, options=options)
     if not weights:
         return None
     from lumiere.model.stunet import STUNet
