@@ -252,8 +252,7 @@ def _on_cpu(value: Tensor, mesh: DeviceMesh | None) -> Tensor:
     if not isinstance(value, DTensor):
         return value.detach().to("cpu", copy=True)
     assert mesh is not None
-    sharded: Any = value.detach()
-    part = sharded.to_local().to("cpu", copy=True)
+    part = value.to_local().detach().to("cpu", copy=True)
     return DTensor.from_local(part, mesh, value.placements, run_check=False, shape=value.shape, stride=value.stride())
 
 

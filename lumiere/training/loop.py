@@ -315,14 +315,17 @@ class Trainer:
     def _validate(self, log: Log) -> None:
         with torch.no_grad(), self.ema.applied(), self._autocast():
             numbers = self.stage.validate()
-            # A sharded network answers only when all ranks ask it; the others' sheets are the first one's again.
-            if distributed.is_first():
+            is_odd = float(not all(math.isfinite(value) for value in numbers.values()))
+            self._is_sound = distributed.summed([is_odd]) == [0.0]
+            # Weights that give no numbers have nothing to show. A sharded network answers only when all ranks ask it;
+            # the others' sheets are the first one's again.
+            if self._is_sound and distributed.is_first():
                 self.stage.show(self.out / "samples" / f"step-{self.step:07d}")
-            elif self.sharded:
+            elif self._is_sound and self.sharded:
                 with TemporaryDirectory() as folder:
                     self.stage.show(Path(folder))
             distributed.barrier()
-        self._owes_validation, self._is_sound = False, all(math.isfinite(value) for value in numbers.values())
+        self._owes_validation = False
         log.write(self.step, {f"held_out/{name}": value for name, value in numbers.items()})
         self.console.print("held out  " + "  ".join(f"{name} {value:.4f}" for name, value in numbers.items()))
 
