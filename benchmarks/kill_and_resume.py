@@ -33,6 +33,8 @@ from rich.table import Table
 
 from lumiere.training.checkpoint import checkpoints, read_tensors
 
+EARLY = 0.2
+"""Share of the kills that may come before the run has done anything."""
 TIMINGS = ("clips_per_s", "seconds")
 """What curves hold of the machine, not of the training."""
 
@@ -42,7 +44,7 @@ class Options:
     """What to kill, and how often."""
 
     kills: int = 20
-    num_steps: int = 40
+    num_steps: int = 60
     seed: int = 0
     """Of the moments."""
     threads: int = 1
@@ -62,7 +64,7 @@ class Kill:
     step: int
     """Of the newest checkpoint then; 0: none yet."""
     was_writing: bool
-    """Whether a checkpoint was being written."""
+    """Whether a checkpoint was being written: its half is left."""
 
 
 def command(recipe: str, out: Path, *words: str) -> list[str]:
@@ -83,33 +85,52 @@ def finish(process: subprocess.Popen[bytes]) -> None:
         raise RuntimeError(f"training ended with {process.returncode}: {said.decode()[-2000:]}")
 
 
-def begin_s(words: list[str], out: Path, options: Options) -> float:
-    """Seconds from the start of a run to its first checkpoint; the run is finished."""
-    started = time.monotonic()
-    process = start(words, options)
-    while process.poll() is None and not checkpoints(out):
+@dataclass(frozen=True)
+class Pace:
+    """How long a run takes that is left alone, in seconds."""
+
+    first_s: float
+    """Up to its first checkpoint."""
+    step_s: float
+    """From one checkpoint to the next."""
+
+
+def left_alone(words: list[str], out: Path, options: Options) -> Pace:
+    """Train to the end."""
+    started, process = time.monotonic(), start(words, options)
+    _wait_for_checkpoint(process, out, before=[])
+    first_s = time.monotonic() - started
+    while process.poll() is None and checkpoints(out)[-1].name != f"step-{options.num_steps:07d}":
         time.sleep(0.01)
-    found = time.monotonic() - started
+    last_s = time.monotonic() - started
     finish(process)
-    return found
+    return Pace(first_s, (last_s - first_s) / max(1, options.num_steps - 1))
 
 
-def killed(words: list[str], out: Path, kills: int, first_s: float, options: Options) -> list[Kill]:
-    """Start the run and kill it, so many times: somewhere between its first work and some steps later."""
+def killed(words: list[str], out: Path, pace: Pace, options: Options) -> list[Kill]:
+    """Start the run and kill it, so many times: most within two steps of its first new checkpoint, some before it."""
     moments, found = random.Random(options.seed), []
-    while len(found) < kills:
-        process, started = start(words, options), time.monotonic()
-        wait_s = first_s * moments.uniform(0.5, 1.3)
-        time.sleep(wait_s)
+    while len(found) < options.kills:
+        before, started, process = checkpoints(out), time.monotonic(), start(words, options)
+        if moments.random() < EARLY:
+            time.sleep(moments.uniform(0, pace.first_s))
+        else:
+            _wait_for_checkpoint(process, out, before)
+            time.sleep(moments.uniform(0, 2 * pace.step_s))
         if process.poll() is not None:
             finish(process)
             break
-        writing = any(out.glob(".writing-step-*"))
         process.send_signal(signal.SIGKILL)
         process.communicate()
         step = int(checkpoints(out)[-1].name.removeprefix("step-")) if checkpoints(out) else 0
-        found.append(Kill(round(time.monotonic() - started, 2), step, writing))
+        is_writing = any(out.glob(".writing-step-*"))
+        found.append(Kill(round(time.monotonic() - started, 2), step, is_writing))
     return found
+
+
+def _wait_for_checkpoint(process: subprocess.Popen[bytes], out: Path, before: list[Path]) -> None:
+    while process.poll() is None and checkpoints(out)[-1:] == before[-1:]:
+        time.sleep(0.005)
 
 
 def differences(one: Path, other: Path) -> dict[str, list[str]]:
@@ -150,9 +171,9 @@ def measure(options: Options, work: Path) -> dict[str, Any]:
     settings = [word for name, value in often.items() for word in (f"--loop.{name}", str(value))]
     settings += ["--image", str(work / "image" / "export")]
     alone, broken = work / "alone", work / "broken"
-    first_s = begin_s(command("text_to_video_smoke", alone, *settings), alone, options)
+    pace = left_alone(command("text_to_video_smoke", alone, *settings), alone, options)
     words = command("text_to_video_smoke", broken, *settings)
-    kills = killed(words, broken, options.kills, first_s, options)
+    kills = killed(words, broken, pace, options)
     finish(start(words, options))
     return {
         "date": datetime.date.today().isoformat(),
