@@ -56,6 +56,9 @@ def test_what_is_held_is_counted_as_the_trainer_holds_it(tmp_path: Path) -> None
     class Stage:
         named_parameters = pipeline.unet.named_parameters
 
+        def shardable(self) -> None:
+            """Nothing."""
+
     loop = LoopSettings(num_steps=1, batch_size=1, learning_rate=1e-3, bf16_weights=True)
     trainer = Trainer(Stage(), loop, tmp_path, facts={})  # type: ignore[arg-type]
     for master in trainer.masters.values():

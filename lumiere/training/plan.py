@@ -88,7 +88,7 @@ class Need:
 def need_of(job: Job, network: STUNet | None = None) -> Need:
     """What a rank needs for a job. ``network`` is the job's, on meta, if it was made before.
 
-    In sharded training the weights of one block at a time are gathered; the largest is counted.
+    In sharded training weights are gathered in parts, those of ``training.sharding``.
     """
     network = network or network_of(job)
     (network.freeze_temporal if job.trains_image else network.freeze_image)()
@@ -100,9 +100,11 @@ def need_of(job: Job, network: STUNet | None = None) -> Need:
     weights = whole * kept // share
     if job.is_sharded:
         own = 2 if job.bf16 else 4
-        gathered = max(sum(weight.numel() for weight in block.parameters()) for block in _blocks(network)) * own
-        # Gradients stay whole only until their block is done.
-        activations += 2 * gathered - trained * own * (share - 1) // share
+        parts = [_count(one) for one in network.modules() if type(one).__name__ in STUNet._no_split_modules]
+        # What is in no part is gathered all the time, and beside the part that computes the next one.
+        gathered = (whole - sum(parts) + 2 * max(parts)) * own
+        # Gradients stay whole only until their part is done.
+        activations += gathered + max(parts) * own - trained * own * (share - 1) // share
     return Need(
         weights=weights,
         optimiser=trained * (12 if kept == 2 else 8) // share,
@@ -191,11 +193,8 @@ def report(job: Job, need: Need, available: int | None, flops: int | None = None
     return Group(table, *lines)
 
 
-def _blocks(network: STUNet) -> Iterator[torch.nn.Module]:
-    """What sharded training gathers at a time."""
-    image = (*network.down_blocks, network.mid_block, *network.up_blocks)
-    yield from image
-    yield from (*network.temporal.down, network.temporal.middle, *network.temporal.up)
+def _count(module: torch.nn.Module) -> int:
+    return sum(weight.numel() for weight in module.parameters())
 
 
 @dataclass(frozen=True)
