@@ -15,6 +15,7 @@ import multiprocessing
 import platform
 import resource
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -92,11 +93,15 @@ def theirs() -> torch.nn.Module:
     return UNetMotionModel.from_unet2d(UNet2DConditionModel(**architecture("sd15").unet), MotionAdapter())
 
 
-def measure(name: str, chunk: int | None, options: Options, queue: Any) -> None:
-    """One network's numbers into ``queue``."""
+def measure(name: str, chunk: int | None, options: Options) -> Found:
+    """One network's numbers."""
     torch.manual_seed(0)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = (theirs() if name == "diffusers UNetMotionModel" else ours(chunk)).to(device, DTYPES[options.dtype])
+    device, dtype = torch.device("cuda" if torch.cuda.is_available() else "cpu"), DTYPES[options.dtype]
+    # Made in its number format at once: in fp32 first, its weights would be the peak.
+    torch.set_default_dtype(dtype)
+    is_theirs = name == "diffusers UNetMotionModel"
+    network = (theirs() if is_theirs else ours(chunk)).to(device)
+    torch.set_default_dtype(torch.float32)
     is_new = [("temporal." in key or "motion_modules" in key) for key, _ in network.named_parameters()]
     counts = [weight.numel() for weight in network.parameters()]
     for weight, new in zip(network.parameters(), is_new, strict=True):
@@ -104,7 +109,8 @@ def measure(name: str, chunk: int | None, options: Options, queue: Any) -> None:
     network.eval()
     side = options.size // 8
     clip = torch.randn(1, 4, options.frames, side, side).to(device, DTYPES[options.dtype])
-    text = torch.randn(1, WORDS, 768).to(clip)
+    # Theirs wants the text once for each frame.
+    text = torch.randn(1, WORDS, 768).to(clip).repeat(options.frames if is_theirs else 1, 1, 1)
 
     def forward() -> torch.Tensor:
         return network(clip, 500, text).sample
@@ -124,17 +130,15 @@ def measure(name: str, chunk: int | None, options: Options, queue: Any) -> None:
         meta = on_meta(network.config, network.dtype)
         planned = pass_bytes(meta, (1, options.frames, side, side), chunk=chunk) + tensor_bytes(network.parameters())
     new = sum(count for count, is_one in zip(counts, is_new, strict=True) if is_one)
-    queue.put(
-        Found(
-            name,
-            sum(counts),
-            new,
-            seconds,
-            counter.get_total_flops() / 1e9,
-            peak,
-            None if planned is None else planned / 2**30,
-            training,
-        )
+    return Found(
+        name,
+        sum(counts),
+        new,
+        seconds,
+        counter.get_total_flops() / 1e9,
+        peak,
+        None if planned is None else planned / 2**30,
+        training,
     )
 
 
@@ -162,11 +166,9 @@ def main(options: Options) -> list[Found]:
     found = []
     context = multiprocessing.get_context("spawn")
     for name, chunk in kinds:
-        queue = context.Queue()
-        process = context.Process(target=measure, args=(name, chunk, options, queue))
-        process.start()
-        found.append(queue.get())
-        process.join()
+        # A process of its own for each, whose end its errors reach, too.
+        with ProcessPoolExecutor(1, mp_context=context) as alone:
+            found.append(alone.submit(measure, name, chunk, options).result())
         print(found[-1], flush=True)
     print(f"time over diffusers': {found[0].seconds / found[1].seconds:.2f}")
     plans = []

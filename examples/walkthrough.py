@@ -110,7 +110,7 @@ class Walk:
 
 def _is_news(line: str) -> bool:
     """Whether a line is no progress bar, library's warning or empty."""
-    noise = r"%\||━|UserWarning|FutureWarning|warnings\.warn|OMP_NUM_THREADS|^\*+$"
+    noise = r"%\||━|UserWarning|FutureWarning|warnings\.warn|OMP_NUM_THREADS|never seen|^\*+$"
     return bool(line.strip()) and not re.search(noise, line)
 
 
