@@ -26,7 +26,7 @@ from lumiere.model.architectures import architecture
 from lumiere.model.inflate import Inflation, account
 from lumiere.model.stunet import STUNet
 from lumiere.model.temporal import TemporalSettings
-from lumiere.model.weigh import on_meta, pass_bytes
+from lumiere.model.weigh import FEW_FRAMES, on_meta, pass_bytes
 from lumiere.pipeline import LumierePipeline
 from lumiere.super_resolution import SuperResolutionStage, folder_index, load_component, pipeline_name
 
@@ -34,9 +34,6 @@ WEIGHTS = ("unet", "text_encoder", "text_encoder_2", "vae")
 """Components with weights; the others are configurations and vocabularies."""
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-FEW_FRAMES = 4
-"""Frames at once through the image layers where memory is short."""
 
 
 @dataclass(frozen=True)
@@ -197,21 +194,21 @@ def clip_memory(pipeline: LumierePipeline, num_frames: int, height: int, width: 
     }
     unet, vae, codec = on_meta(pipeline.unet.config, pipeline.unet.dtype), None, pipeline.codec
     if isinstance(codec, Latents):
-        vae = _vae_on_meta(type(pipeline.vae), pipeline.vae.config, pipeline.vae.dtype)
+        # As the codec runs it.
+        is_upcast = pipeline.vae.dtype == torch.float16 and pipeline.vae.config.get("force_upcast")
+        vae = on_meta(pipeline.vae.config, torch.float32 if is_upcast else pipeline.vae.dtype, type(pipeline.vae))
     return _counted(weights, unet, vae, codec.spatial_factor, (num_frames, height, width))
 
 
 def known_clip_memory(name: str, num_frames: int, height: int, width: int) -> ClipMemory:
     """The same for a public model (``model.architectures``) in bfloat16, inflated, without its weights at hand."""
     known = architecture(name)
-    unet, vae, factor = on_meta({**known.unet, "temporal_settings": {}}, torch.bfloat16), None, 1
-    if known.vae is not None:
-        vae = _vae_on_meta(AutoencoderKL, known.vae, torch.bfloat16)
-        factor = 2 ** (len(known.vae["block_out_channels"]) - 1)
+    unet = on_meta({**known.unet, "temporal_settings": {}}, torch.bfloat16)
+    vae = None if known.vae is None else on_meta(known.vae, torch.bfloat16, AutoencoderKL)
     networks = {"unet": unet} if vae is None else {"unet": unet, "vae": vae}
     weights = {part: tensor_bytes(network.parameters()) for part, network in networks.items()}
     weights["text_encoder"] = torch.bfloat16.itemsize * known.text_parameters
-    return _counted(weights, unet, vae, factor, (num_frames, height, width))
+    return _counted(weights, unet, vae, known.spatial_factor, (num_frames, height, width))
 
 
 def _counted(weights: dict[str, int], unet: STUNet, vae: Any, factor: int, clip: tuple[int, int, int]) -> ClipMemory:
@@ -232,16 +229,6 @@ def _counted(weights: dict[str, int], unet: STUNet, vae: Any, factor: int, clip:
         decode=decode,
         clips=4 * (3 * unet.config.in_channels * math.prod(places) + 3 * math.prod(clip)),
     )
-
-
-def _vae_on_meta(kind: Any, config: Mapping[str, Any], dtype: torch.dtype) -> Any:
-    """A VAE of that configuration without memory for its weights, in the number format that it will run in."""
-    with torch.device("meta"):
-        vae = kind.from_config(config)
-    is_upcast = dtype == torch.float16 and config.get("force_upcast")
-    for weight in vae.parameters():
-        weight.data = weight.data.to(torch.float32 if is_upcast else dtype)
-    return vae
 
 
 def _folder(source: Path, dtype: torch.dtype | None) -> tuple[dict[str, Any], str, dict[str, Any]]:

@@ -48,6 +48,11 @@ class Architecture:
     text_parameters: int = 0
     """Weights of its text encoders."""
 
+    @property
+    def spatial_factor(self) -> int:
+        """Pixels on a side of one of the network's places."""
+        return 1 if self.vae is None else 2 ** (len(self.vae["block_out_channels"]) - 1)
+
 
 ARCHITECTURES: Mapping[str, Architecture] = {
     "sd15": Architecture(

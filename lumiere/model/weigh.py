@@ -15,13 +15,17 @@ WORDS = 77
 """States of text that are assumed; other lengths hardly count."""
 
 
-def on_meta(config: Any, dtype: torch.dtype) -> STUNet:
-    """A network of that configuration without memory for its weights."""
+FEW_FRAMES = 4
+"""Frames at once through the image layers where memory is short."""
+
+
+def on_meta(config: Any, dtype: torch.dtype, kind: Any = STUNet) -> Any:
+    """A network of that configuration of a class of diffusers' models, without memory for its weights."""
     with torch.device("meta"):
-        stunet = STUNet.from_config(config)
-    for weight in (*stunet.parameters(), *stunet.buffers()):
+        network = kind.from_config(config)
+    for weight in (*network.parameters(), *network.buffers()):
         weight.data = weight.data.to(dtype)
-    return stunet
+    return network
 
 
 def pass_bytes(stunet: STUNet, clip: tuple[int, int, int, int], *, chunk: int | None = None) -> int:
@@ -61,14 +65,6 @@ def _checkpoint(stunet: STUNet, is_light: bool) -> None:
 
 def _train(stunet: STUNet, clip: tuple[int, int, int, int]) -> None:
     stunet(*_inputs(stunet, clip), **_conditions(stunet, clip[0])).sample.float().square().mean().backward()
-
-
-def pass_flops(stunet: STUNet, clip: tuple[int, int, int, int]) -> int:
-    """The floating-point operations of one pass over clips [B, T, H, W] of a network on meta, two a multiplication."""
-    stunet.eval().chunk_image_layers(None)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        stunet(*_inputs(stunet, clip), **_conditions(stunet, clip[0]))
-    return int(counter.get_total_flops())
 
 
 def _inputs(stunet: STUNet, clip: tuple[int, int, int, int]) -> tuple[torch.Tensor, int, torch.Tensor]:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
 from torch import Tensor
 
 from lumiere.applications.stylization import apply_style
@@ -18,7 +17,7 @@ from lumiere.data.folder import ClipFolder
 from lumiere.model.stunet import STUNet
 from lumiere.pipeline import LumierePipeline
 from lumiere.training.checkpoint import checkpoints, read_tensors
-from lumiere.training.run import stage_classes
+from lumiere.training.run import stage_classes, stage_name
 from lumiere.training.stages.clips import ClipStage
 from lumiere.training.stages.finetune_clips import FinetuneClips, FinetuneSettings
 from lumiere.training.stages.style import STYLE_FILE, StyleTraining
@@ -83,7 +82,7 @@ def _of_model(source: Path, what: What, weights: Weights | None) -> Callable[[Pa
 
 def _of_run(run: Path, what: What, weights: Weights) -> Callable[[Path], object]:
     """What writes a part of what a run has learned."""
-    name = (yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8")) or {}).get("stage")
+    name = stage_name(run / "recipe.yaml")
     is_style = name == "style"
     if what == "motion" and is_style:
         raise ValueError(f"{run} is a run of style, which changes no temporal weights; export --what lora, or pipeline")

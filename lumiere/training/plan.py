@@ -17,11 +17,10 @@ from diffusers import AutoencoderKL
 from rich.console import Group
 from rich.table import Table
 
-from lumiere.memory import gib
+from lumiere.memory import gib, tensor_bytes
 from lumiere.model.architectures import architecture
 from lumiere.model.stunet import STUNet
-from lumiere.model.temporal import TemporalSettings
-from lumiere.model.weigh import on_meta, training_bytes, training_flops
+from lumiere.model.weigh import FEW_FRAMES, on_meta, training_bytes, training_flops
 
 HEADROOM = 0.9
 """Share of the memory that is planned with: allocators, kernels and libraries take the rest."""
@@ -29,8 +28,6 @@ H100_FLOPS = 989e12
 """Of dense bfloat16 products a second, by its data sheet."""
 SHARE_REACHED = 0.4
 """What of that good training code reaches; an assumption, not measured here."""
-FEWER_FRAMES = 4
-"""Frames at once through the image layers, where that is what helps."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +41,6 @@ class Job:
     width: int
     """Of the largest clips, in pixels."""
     batch_size: int
-    trains_image: bool = False
-    """Whether the image network is trained instead of the layers that mix frames."""
     spatial_factor: int = 1
     """Pixels on a side of one of the network's places: 8 for a VAE's latents, 2 for 2x2 blocks."""
     bf16: bool = True
@@ -91,7 +86,6 @@ def need_of(job: Job, network: STUNet | None = None) -> Need:
     In sharded training weights are gathered in parts, those of ``training.sharding``.
     """
     network = network or network_of(job)
-    (network.freeze_temporal if job.trains_image else network.freeze_image)()
     activations = training_bytes(network, job.clip, checkpointing=job.checkpointing, chunk=job.chunk)
     counts = [(weight.numel(), weight.requires_grad) for weight in network.parameters()]
     whole, trained = sum(count for count, _ in counts), sum(count for count, is_trained in counts if is_trained)
@@ -118,9 +112,7 @@ def need_of(job: Job, network: STUNet | None = None) -> Need:
 
 def flops_of(job: Job, network: STUNet | None = None) -> int:
     """The floating-point operations of one training pass of a job, layers that are computed again included."""
-    network = network or network_of(job)
-    (network.freeze_temporal if job.trains_image else network.freeze_image)()
-    return training_flops(network, job.clip, checkpointing=job.checkpointing)
+    return training_flops(network or network_of(job), job.clip, checkpointing=job.checkpointing)
 
 
 def network_of(job: Job) -> STUNet:
@@ -137,9 +129,9 @@ def remedies(job: Job, available: int) -> Iterator[tuple[str, Need]]:
         ("gradient checkpointing (checkpointing true)", {"checkpointing": True}, not job.checkpointing),
         ("one clip a pass (loop.batch_size 1, more loop.accumulation)", {"batch_size": 1}, job.batch_size > 1),
         (
-            f"{FEWER_FRAMES} frames at once through the image layers (chunk_image_layers {FEWER_FRAMES})",
-            {"chunk": FEWER_FRAMES},
-            job.chunk is None or job.chunk > FEWER_FRAMES,
+            f"{FEW_FRAMES} frames at once through the image layers (chunk_image_layers {FEW_FRAMES})",
+            {"chunk": FEW_FRAMES},
+            job.chunk is None or job.chunk > FEW_FRAMES,
         ),
         (
             "shards over the ranks (loop.sharding sharded)",
@@ -228,16 +220,14 @@ class Model:
         )
 
     @classmethod
-    def known(cls, name: str, temporal: TemporalSettings | None = None) -> Model:
+    def known(cls, name: str) -> Model:
         """That of a public text-to-image model (``model.architectures``), inflated; frozen parts in bfloat16."""
         known = architecture(name)
-        config = {**known.unet, "temporal_settings": (temporal or TemporalSettings()).model_dump(mode="json")}
-        vae, factor = 0, 1
+        vae = 0
         if known.vae is not None:
-            with torch.device("meta"):
-                vae = sum(weight.numel() for weight in AutoencoderKL(**known.vae).parameters())
-            factor = 2 ** (len(known.vae["block_out_channels"]) - 1)
-        return cls(config, factor, 2 * known.text_parameters, 2 * vae)
+            vae = tensor_bytes(on_meta(known.vae, torch.bfloat16, AutoencoderKL).parameters())
+        text = torch.bfloat16.itemsize * known.text_parameters
+        return cls({**known.unet, "temporal_settings": {}}, known.spatial_factor, text, vae)
 
 
 def _size(folder: Path) -> int:

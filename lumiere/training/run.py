@@ -52,7 +52,7 @@ def _trainer(make_stage: Callable[[Any], Stage], settings: Any) -> Callable[[], 
 
 def _stage(path: Path) -> tuple[type[Any], Callable[[Any], Callable[[], Path]]]:
     """The settings of a recipe's stage, and what makes its run of them; networks are imported only when needed."""
-    if _name(path) == "finetune_clips":
+    if stage_name(path) == "finetune_clips":
         from lumiere.training.finetune import FineTuning
         from lumiere.training.stages.finetune_clips import FinetuneSettings
 
@@ -63,7 +63,7 @@ def _stage(path: Path) -> tuple[type[Any], Callable[[Any], Callable[[], Path]]]:
 
 def stage_classes(path: Path) -> tuple[type[Any], type[Any]]:
     """The settings and the stage of a recipe that trains one stage. Raises ValueError for a stage that is not known."""
-    match _name(path):
+    match stage_name(path):
         case "text_to_image":
             from lumiere.training.stages.text_to_image import TextToImage, TextToImageSettings
 
@@ -93,9 +93,9 @@ def stage_classes(path: Path) -> tuple[type[Any], type[Any]]:
 
             return StyleSettings, StyleTraining
     known = "text_to_image, text_to_video, given_words, conditional, clips, finetune_clips, super_resolution, style"
-    raise ValueError(f"{path}: stage is {_name(path)!r}; known are {known}")
+    raise ValueError(f"{path}: stage is {stage_name(path)!r}; known are {known}")
 
 
-def _name(path: Path) -> Any:
+def stage_name(path: Path) -> Any:
     """The stage that a recipe names."""
     return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("stage")
