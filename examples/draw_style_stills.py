@@ -1,5 +1,7 @@
 """Make folders of stills in the storybook's drawing styles, to train the embedded styles on: 32 each, never a clip.
 
+They are as large as finished clips; training makes them small, as it does with anybody's pictures.
+
 python examples/draw_style_stills.py runs/style_stills
 lumiere train style --data runs/style_stills/neon --out runs/style_neon
 """
@@ -26,7 +28,7 @@ class Arguments:
     out: tyro.conf.Positional[Path]
     """The folder that gets a folder for each style."""
     count: int = 32
-    size: int = 32
+    size: int = 128
 
 
 def main(arguments: Arguments) -> None:

@@ -55,7 +55,7 @@ class LumierePipeline(DiffusionPipeline):
     it is not told otherwise; they belong to the weights and are saved with them. More than ``num_frames`` are made in
     windows of so many that overlap by half (temporal MultiDiffusion). ``height`` and ``width`` None mean
     the network's own size. ``guidance_interval`` is the part of the noise schedule, 0 (clean) to 1 (noise), in which
-    guidance acts; None is all of it.
+    guidance acts; None is all of it. A clip that starts from a video is guided at every step.
     """
 
     scheduler: Any
@@ -276,7 +276,9 @@ class LumierePipeline(DiffusionPipeline):
         enlarged = 1 if sharpener is None else sharpener.scale
         given = self._checked_given(conditioning, shape, enlarged)
         source = self._checked_video(video, shape, enlarged)
-        denoiser = self._denoiser(*states, scale, given, shape)
+        # Of a video little but its finer part is made anew, and there the prompt has its say.
+        interval = self.config.guidance_interval if source is None else (0.0, 1.0)
+        denoiser = self._denoiser(*states, scale, interval, given, shape)
         noise = self._noise(shape, generators, latents)
         reverse = sample(
             denoiser,
@@ -366,12 +368,13 @@ class LumierePipeline(DiffusionPipeline):
         told: TextStates,
         not_told: TextStates,
         scale: float,
+        interval: Sequence[float],
         given: Conditioning | None,
         shape: tuple[int, ...],
     ) -> Denoiser:
         """The network, told what to make and what not, and what is given; in windows for clips longer than its own."""
         count = self.scheduler.config.num_train_timesteps
-        low, high = self.config.guidance_interval
+        low, high = interval
         guided = Guided(
             self.unet,
             told,

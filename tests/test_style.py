@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import DiffusionPipeline, UNet2DConditionModel
 from diffusers.utils.state_dict_utils import convert_state_dict_to_kohya
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from PIL import Image
@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lumiere.applications.stylization import apply_style, load_style, remove_style, worn_styles
+from lumiere.backbones import inflate_model
 from lumiere.cli import main
 from lumiere.media import read_clip, read_recipe
 from lumiere.model.stunet import STUNet
@@ -25,6 +26,7 @@ from lumiere.model.style import LowRank, Style, is_worn, wear
 from lumiere.pipeline import LumierePipeline
 from lumiere.training.run import train
 from tests.tiny_pipeline import tiny_pipeline
+from tests.tiny_text_to_image import MODELS
 from tests.tiny_unets import FAMILIES, conditions, embedded
 
 pytestmark = pytest.mark.filterwarnings("ignore:the model")
@@ -260,6 +262,33 @@ def test_a_style_is_trained_from_pictures_and_worn(tmp_path: Path, capsys: pytes
     save_file({"unet.conv_in.lora_A.weight": torch.ones(1, 12, 3, 3)}, file)
     assert main(["generate", "--like", styled, "--out", str(tmp_path / "never.webp")]) == 2
     assert "lora" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["sd1", "sdxl"])
+def test_a_style_is_trained_on_latents_and_read_by_the_image_pipeline_too(name: str, tmp_path: Path) -> None:
+    source = MODELS[name](tmp_path / "image")
+    inflate_model(source, tmp_path / "video", num_frames=8)
+    call = {"prompt": "a red ball", "num_inference_steps": 2, "guidance_scale": 4.0, "output_type": "np"}
+    theirs = DiffusionPipeline.from_pretrained(source)
+    theirs.set_progress_bar_config(disable=True)
+    noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+
+    def picture() -> np.ndarray:
+        return theirs(latents=noise, height=32, width=32, **call).images[0]
+
+    plain = picture()
+    words = ["--data", str(pictures(tmp_path / "pictures", 2)), "--model", str(tmp_path / "video")]
+    words += ["--layers", "attention", "--loop.learning_rate", "0.2"]
+    export = train("style_smoke", [*words, "--out", str(tmp_path / "run")])
+    pipeline = LumierePipeline.from_pretrained(tmp_path / "video")
+    pipeline.set_progress_bar_config(disable=True)
+    apply_style(pipeline, export / "style.safetensors", 1.0)
+    theirs.load_lora_weights(export, weight_name="style.safetensors")
+    styled = picture()
+    assert np.abs(styled - plain).max() > 2 / 255
+    still = noise[:, :, None].expand(-1, -1, 8, -1, -1)
+    clip = pipeline(latents=still, **call).frames[0]
+    assert np.abs(clip - styled).max() < 0.5 / 255
 
 
 def test_pictures_without_words_are_refused_unless_one_caption_serves_all(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from lumiere.conditioning.frames import MaskMix
 from lumiere.config import find_recipe, load_settings
 from lumiere.data.batches import StorybookBatches, StorybookSettings
 from lumiere.data.captions import BACKGROUND_WORDS
-from lumiere.data.storybook import TURNING_MOTIONS, is_held_out
+from lumiere.data.drawing import STYLES
+from lumiere.data.storybook import TURNING_MOTIONS, is_held_out, render
 from lumiere.diffusion.objective import Objective
 from lumiere.pipeline import LumierePipeline
 from lumiere.training.checkpoint import checkpoints, read_tensors
@@ -161,6 +162,19 @@ def test_empty_scenes_and_terse_captions_are_drawn_as_often_as_asked() -> None:
         if is_terse
         for actor in scene.actors
     )
+
+
+def test_scenes_of_other_styles_are_drawn_as_often_as_asked_each_as_it_is_alone() -> None:
+    settings = StorybookSettings(size=16, num_frames=2, pair_share=0.2, empty_share=0.2, style_share=0.5)
+    batches = [StorybookBatches(settings, seed=0).batch(step, 16) for step in range(8)]
+    plain = StorybookBatches(settings.model_copy(update={"style_share": 0.0}), seed=0)
+    scenes = [scene for batch in batches for scene in batch.scenes]
+    styles = [scene.style for scene in scenes]
+    assert set(styles) == set(STYLES) and 0.4 < styles.count("flat") / len(styles) < 0.6
+    assert [replace(scene, style="flat") for scene in batches[0].scenes] == list(plain.batch(0, 16).scenes)
+    assert batches[0].times_s is not None
+    for scene, times, clip in zip(batches[0].scenes, batches[0].times_s, batches[0].clips, strict=True):
+        assert torch.equal(render([scene], times, size=16)[0], clip), scene
 
 
 def test_the_image_network_is_not_asked_for_facts_that_captions_leave_out(tmp_path: Path) -> None:

@@ -31,8 +31,9 @@ from lumiere.device import choose_placement
 from lumiere.evaluation.prompts import Prompt, load_prompts
 from lumiere.evaluation.storybook import read_clip
 from lumiere.progress import progress_bar
+from lumiere.video import resize_clip
 
-SIZE = 32
+SIZE, DRAWN_SIZE = 32, 128
 MEASURES = ("style", "motion right", "motion amount")
 
 
@@ -69,16 +70,17 @@ class StyleClassifier(nn.Module):
         return self.head(frames.mean((2, 3)))
 
 
+def drawn(scenes: list[Scene], times_s: Tensor) -> Tensor:
+    """Clips [B, 3, T, 32, 32] of scenes, drawn as large as finished clips and made small, as the styles' stills are."""
+    return resize_clip(render(scenes, times_s, size=DRAWN_SIZE), (SIZE, SIZE)).clamp(-1, 1)
+
+
 def true_stills(count: int, *, seed: int) -> tuple[Tensor, Tensor]:
     """Stills [B, 3, 32, 32] of random scenes and moments, and the number of each one's style [B]."""
     generator = torch.Generator().manual_seed(seed)
     kinds = torch.arange(count) % len(STYLES)
     stills = [
-        render(
-            [draw_scene(generator, style=STYLES[kind])],
-            torch.rand(1, generator=generator) * 5,
-            size=SIZE,
-        )[0, :, 0]
+        drawn([draw_scene(generator, style=STYLES[kind])], torch.rand(1, generator=generator) * 5)[0, :, 0]
         for kind in kinds.tolist()
     ]
     return torch.stack(stills), kinds
@@ -107,7 +109,7 @@ def true_clips(style: str, count: int) -> tuple[list[Scene], Tensor]:
     """Held-out scenes in a style and their clips [B, 3, 80, 32, 32]."""
     generator = torch.Generator().manual_seed(77)
     scenes = [from_start(draw_scene(generator, held_out=True)) for _ in range(count)]
-    return scenes, render([replace(scene, style=style) for scene in scenes], frame_times(), size=SIZE)
+    return scenes, torch.cat([drawn([replace(scene, style=style)], frame_times()) for scene in scenes])
 
 
 def made_clip(pipeline: LumierePipeline, prompt: Prompt, seed: int) -> Tensor:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, replace
 
 import torch
 from pydantic import Field
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from lumiere.config import Settings
 from lumiere.data.captions import caption, terse_caption
-from lumiere.data.drawing import BACKGROUNDS
+from lumiere.data.drawing import BACKGROUNDS, STYLES
 from lumiere.data.storybook import (
     COLOUR_NAMES,
     MOTIONS,
@@ -64,6 +63,8 @@ class StorybookSettings(Settings):
     motion_from_start: bool = False
     """Whether motions begin with the clip and keep their speed's own pace, instead of a random phase and tempo: far
     sooner learned, as then the words say where everything is at each moment."""
+    style_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of scenes drawn in one of the other drawing styles, each as often, for networks that meet all of them."""
     turning_share: float = Field(default=0.0, ge=0, le=1)
     """Share of scenes whose motion is surely one in which objects turn, beside those that chance gives: turned outlines
     are the hardest to learn."""
@@ -98,14 +99,14 @@ class StorybookBatches:
             scenes = [from_start(scene) for scene in scenes]
         captions = [self._caption(scene, generator) for scene in scenes]
         times = self._times(count, generator).to(self.device)
-        parts = [part for part in (slice(*both) for both in pairwise([0, *ends])) if scenes[part]]
-        clips = [render(scenes[part], times[part], size=self.settings.size) for part in parts]
-        return Batch(torch.cat(clips), captions, tuple(scenes), times)
+        if self.settings.style_share:
+            scenes = [replace(scene, style=self._style(generator)) for scene in scenes]
+        return Batch(_rendered(scenes, times, self.settings.size), captions, tuple(scenes), times)
 
     def empty(self, batch: Batch) -> Tensor:
         """The clips of a batch without their actors, [B, 3, T, H, W]."""
         assert batch.times_s is not None
-        return render([without_actors(scene) for scene in batch.scenes], batch.times_s, size=self.settings.size)
+        return _rendered([without_actors(scene) for scene in batch.scenes], batch.times_s, self.settings.size)
 
     def objects(self, batch: Batch) -> Tensor:
         """Boxes around the objects of a batch of clips, [B, 1, T, H, W] of 0 and 1."""
@@ -116,10 +117,26 @@ class StorybookBatches:
         is_terse = bool(share) and bool(scene.actors) and float(torch.rand((), generator=generator)) < share
         return (terse_caption if is_terse else caption)(scene, generator)
 
+    def _style(self, generator: torch.Generator) -> str:
+        """The plain style, or by ``style_share`` another one."""
+        luck = float(torch.rand((), generator=generator)) / self.settings.style_share
+        others = STYLES[1:]
+        return others[int(luck * len(others))] if luck < 1 else STYLES[0]
+
     def _times(self, count: int, generator: torch.Generator) -> Tensor:
         if self.settings.num_frames == 1 or self.settings.any_moments:
             return torch.rand(count, self.settings.num_frames, generator=generator) * CLIP_S
         return self.settings.frame_step * frame_times(self.settings.num_frames).expand(count, -1)
+
+
+def _rendered(scenes: Sequence[Scene], times_s: Tensor, size: int) -> Tensor:
+    """The clips [B, 3, T, H, W] of scenes at times [B, T]; those of as many actors and one style are drawn together."""
+    kinds: dict[tuple[int, str], list[int]] = {}
+    for index, scene in enumerate(scenes):
+        kinds.setdefault((len(scene.actors), scene.style), []).append(index)
+    drawn = torch.cat([render([scenes[i] for i in rows], times_s[rows], size=size) for rows in kinds.values()])
+    order = torch.tensor([index for rows in kinds.values() for index in rows], device=drawn.device)
+    return drawn[order.argsort()]
 
 
 def _random_round(value: float, generator: torch.Generator) -> int:
