@@ -19,6 +19,8 @@ from lumiere.applications.cinemagraph import cinemagraph
 from lumiere.applications.image_to_video import animate
 from lumiere.applications.inpainting import inpaint, outpaint
 from lumiere.applications.known_frames import extend, interpolate, loop, retime
+from lumiere.applications.stylization import apply_style, embedded_styles, remove_style
+from lumiere.applications.video_to_video import edit
 from lumiere.data.captions import caption, terse_caption
 from lumiere.data.storybook import Actor, Scene, frame_times, object_region, render, without_actors
 from lumiere.device import choose_placement
@@ -38,6 +40,8 @@ CLIPS = {
 }
 SHOWN = ("bounce", "orbit", "slide")
 """Those that the README shows moving; the others are in the sheet."""
+STYLED = "slide"
+"""That which is made in every style."""
 CLIP_PX = 128
 """Width of the README's clips and of the sheet's frames; smaller ones are enlarged."""
 SHOWN_PX = 320
@@ -96,6 +100,7 @@ def entries() -> list[Entry]:
     bounce = scene("sea", "ball", "red", "bounce")
     fish = scene("dusk", "fish", "orange", "slide right")
     new = replace(slide, actors=(replace(slide.actors[0], object="mushroom", colour="purple"),))
+    blue = replace(fish, actors=(replace(fish.actors[0], colour="blue"),))
     rise_clip, slide_clip, pulse_clip, bounce_clip, fish_clip = map(clip_of, (rise, slide, pulse, bounce, fish))
     around = object_region(slide_clip, clip_of(without_actors(slide)))
     stays = object_region(pulse_clip, clip_of(without_actors(pulse))).amax(2)
@@ -189,7 +194,44 @@ def entries() -> list[Entry]:
                 lambda p, call: retime(p, bounce_clip[:, :, :80:2], 0.5, caption(bounce), **call),
             ),
         ),
+        Entry(
+            "edit",
+            "Made anew in another colour: `lumiere edit`",
+            caption(blue),
+            10,
+            Given(fish_clip, lambda p, call: edit(p, fish_clip, caption(blue), **call)),
+        ),
+        Entry(
+            "edit_style",
+            "Made anew in a style: `lumiere edit --style neon`",
+            caption(slide),
+            11,
+            Given(
+                slide_clip, lambda p, call: _in_style(p, "neon", lambda: edit(p, slide_clip, caption(slide), **call))
+            ),
+        ),
     ]
+
+
+def _in_style(pipeline: LumierePipeline, style: str, make: Callable[[], Tensor]) -> Tensor:
+    """What is made while the pipeline wears one of the package's styles."""
+    apply_style(pipeline, style)
+    try:
+        return make()
+    finally:
+        remove_style(pipeline)
+
+
+def styled_clips(pipeline: LumierePipeline, prompt: str, seed: int) -> Tensor:
+    """One prompt and seed [3, T, H, W] plain and in every style of the package, side by side."""
+
+    def made() -> Tensor:
+        output: Any = pipeline(prompt, generator=torch.Generator().manual_seed(seed), output_type="pt")
+        return output.frames.transpose(1, 2) * 2 - 1
+
+    clips = [made(), *(_in_style(pipeline, style, made) for style in embedded_styles())]
+    gap = clips[0].new_ones(*clips[0].shape[:4], 4)
+    return torch.cat([part for clip in clips for part in (clip, gap)][:-1], dim=-1)[0]
 
 
 def write_readme_clips(pipeline: LumierePipeline) -> None:
@@ -238,7 +280,24 @@ def write_applications(pipeline: LumierePipeline) -> None:
                 "",
                 f'<img src="gallery/{path.name}" width="{width}" alt="{entry.name}">',
             ]
+    lines += _styles_side_by_side(pipeline)
     (DOCS / "gallery.md").write_text("\n".join(lines) + "\n")
+
+
+def _styles_side_by_side(pipeline: LumierePipeline) -> list[str]:
+    """The gallery's lines about styles; writes their clip, with super-resolution."""
+    prompt, seed = CLIPS[STYLED]
+    path = DOCS / "gallery" / "styles.webp"
+    write_clip(to_uint8(styled_clips(pipeline, prompt, seed)), path, recipe={"prompt": prompt, "seed": seed})
+    path.with_suffix(".json").unlink()
+    return [
+        "",
+        "## The styles inside, side by side: `lumiere generate --style`",
+        "",
+        f'"{prompt}", seed {seed}: plain, {", ".join(embedded_styles())}, each at its usual strength',
+        "",
+        '<img src="gallery/styles.webp" width="800" alt="styles">',
+    ]
 
 
 def main() -> None:

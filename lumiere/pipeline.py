@@ -26,13 +26,11 @@ from lumiere.diffusion.multidiffusion import Windowed, clip_windows
 from lumiere.diffusion.sample import Step, draw_noise, num_steps_taken, sample
 from lumiere.diffusion.schedulers import check_scheduler, named_scheduler
 from lumiere.model.stunet import STUNet
+from lumiere.strengths import EDIT_STRENGTH
 from lumiere.super_resolution import SuperResolution
 from lumiere.video import resize_clip, to_uint8
 
 OUTPUT_TYPES = ("np", "pt", "pil")
-
-DEFAULT_STRENGTH = 0.7
-"""How much of the way to noise a video is taken, from which a clip is started."""
 
 StepCallback = Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
 """(pipeline, step index, timestep, the tensors asked for by name) -> those of them to go on with."""
@@ -231,7 +229,7 @@ class LumierePipeline(DiffusionPipeline):
         super_resolution: bool = True,
         conditioning: Conditioning | None = None,
         video: Tensor | None = None,
-        strength: float = DEFAULT_STRENGTH,
+        strength: float = EDIT_STRENGTH,
         num_videos_per_prompt: int = 1,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         latents: Tensor | None = None,

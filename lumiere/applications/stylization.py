@@ -17,13 +17,14 @@ from lumiere.config import did_you_mean
 from lumiere.model.motion import check_finite
 from lumiere.model.style import LowRank, Style, Worn, wear
 from lumiere.pipeline import LumierePipeline, embedded_weights
+from lumiere.strengths import STYLE_STRENGTH
 
 WHOLE_NETWORK = "diffusion_pytorch_model"
 LORA_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 _STYLES = "worn_styles"
 
 
-def apply_style(pipeline: LumierePipeline, style: str | Path | Style, strength: float = 0.7) -> None:
+def apply_style(pipeline: LumierePipeline, style: str | Path | Style, strength: float = STYLE_STRENGTH) -> None:
     """Blend a style's weights into the pipeline's image network; a second style is added to the first.
 
     ``style`` is the name of an embedded one, the folder of a fine-tuned image U-Net or of a LoRA, or a LoRA's file

@@ -13,7 +13,8 @@ from torch import Tensor
 from lumiere.applications.fitting import Fit
 from lumiere.applications.make import check_region, check_same_size, frame_size, framed
 from lumiere.conditioning.frames import kept_region
-from lumiere.pipeline import DEFAULT_STRENGTH, LumierePipeline
+from lumiere.pipeline import LumierePipeline
+from lumiere.strengths import EDIT_STRENGTH
 from lumiere.video import resize_clip
 
 
@@ -22,7 +23,7 @@ def edit(
     clip: Tensor,
     prompt: str,
     *,
-    strength: float = DEFAULT_STRENGTH,
+    strength: float = EDIT_STRENGTH,
     to_make: Tensor | None = None,
     **call: Any,
 ) -> Tensor:

@@ -13,6 +13,7 @@ from tyro.conf import Positional, arg
 
 from lumiere.cli.styles import StyleOptions
 from lumiere.cli.words import unset
+from lumiere.strengths import EDIT_STRENGTH
 
 Image = Annotated[Positional[Path], arg(metavar="IMAGE")]
 Video = Annotated[Positional[Path], arg(metavar="VIDEO")]
@@ -124,7 +125,7 @@ class Loop(ImageOptions):
 class Edit(VideoOptions):
     """Make a video anew, from its own noised frames: what the prompt names changes, its course stays."""
 
-    strength: Annotated[float, arg(metavar="S")] = 0.7
+    strength: Annotated[float, arg(metavar="S")] = EDIT_STRENGTH
     """How much is made anew: 0 gives the video back as the network's frames hold it, 1 keeps nothing of it."""
     mask: Annotated[Path | None, unset("FILE", "everything")] = None
     """Where to make it anew, in white: an image, or a video of as many frames."""

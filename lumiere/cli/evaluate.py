@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from lumiere.cli.words import unset
+from lumiere.strengths import EDIT_STRENGTH
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Evaluate:
     edits: Annotated[tuple[str, ...], arg(metavar="NAME ...", help_behavior_hint="(default: all)")] = ()
     """Only these edits: animate, replace, remove, reconstruct, cinemagraph, loop, interpolate, recolour."""
 
-    strength: Annotated[float, arg(metavar="S")] = 0.7
+    strength: Annotated[float, arg(metavar="S")] = EDIT_STRENGTH
     """How much is made anew where a clip is recoloured."""
 
     compile: bool = False

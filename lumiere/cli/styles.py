@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
+from lumiere.strengths import STYLE_STRENGTH
+
 if TYPE_CHECKING:
     from lumiere.pipeline import LumierePipeline
 
-DEFAULT_STYLE_STRENGTH = 0.7
+_USUAL = f"(default: {STYLE_STRENGTH})"
 
 Styles = dict[str, float]
 """Names, files or folders of styles, and their strengths."""
@@ -26,7 +28,9 @@ class StyleOptions:
     style: Annotated[tuple[str, ...], arg(metavar="NAME ...", help_behavior_hint="")] = ()
     """Draw in a style: one of the package's by name, or the file or folder of a LoRA or of a fine-tuned image U-Net."""
 
-    style_strength: Annotated[tuple[float, ...], arg(metavar="X ...", help_behavior_hint="(default: 0.7)")] = ()
+    style_strength: Annotated[
+        tuple[float, ...], arg(metavar="X ...", help_behavior_hint=f"(default: {STYLE_STRENGTH})")
+    ] = ()
     """How much of the style, 0 to 1: one for all styles, or one for each."""
 
     def chosen_styles(self) -> Styles:
@@ -48,7 +52,7 @@ def chosen_styles(styles: Sequence[str], strengths: Sequence[float]) -> Styles:
     if len(set(styles)) < len(styles):
         raise ValueError("a style is named twice (name it once, with a higher --style-strength)")
     each = list(strengths) * len(styles) if len(strengths) == 1 else list(strengths)
-    chosen = dict(zip(styles, each or [DEFAULT_STYLE_STRENGTH] * len(styles), strict=True))
+    chosen = dict(zip(styles, each or [STYLE_STRENGTH] * len(styles), strict=True))
     for name, strength in chosen.items():
         if not 0 <= strength <= 1:
             raise ValueError(f"--style-strength is {strength}; it lies in 0 (not at all) to 1 (nothing else)")

@@ -30,7 +30,8 @@ from lumiere.evaluation.protocols import (
     tracked,
 )
 from lumiere.evaluation.report import print_bars, write_clip_sheets, write_json
-from lumiere.pipeline import DEFAULT_STRENGTH, LumierePipeline
+from lumiere.pipeline import LumierePipeline
+from lumiere.strengths import EDIT_STRENGTH
 from lumiere.video import to_uint8
 
 NUM_SCENES = 64
@@ -44,7 +45,7 @@ def evaluate_edits(
     num_scenes: int | None = None,
     steps: int | None = None,
     guidance: float | None = None,
-    strength: float = DEFAULT_STRENGTH,
+    strength: float = EDIT_STRENGTH,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Edit held-out scenes, measure, print a table and return the report.
