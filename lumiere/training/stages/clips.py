@@ -21,7 +21,7 @@ from lumiere.model.stunet import STUNet
 from lumiere.pipeline import LumierePipeline
 from lumiere.training.distributed import gathered, share
 from lumiere.training.loop import LoopSettings
-from lumiere.training.noise import NoiseSettings, draw_noise, even_timesteps
+from lumiere.training.noise import NoiseSettings, by_noise_level, draw_noise, even_timesteps
 from lumiere.video import channels_last, contact_sheet
 
 SHEET_ROWS = 4
@@ -150,11 +150,11 @@ class ClipStage:
         return self.objective.loss(predict, clean, noise=noise, timestep=timesteps.to(self.device))
 
     def validate(self) -> dict[str, float]:
-        """The loss on held-out clips at evenly spread timesteps, in all and where noise is strongest; and with parts of
-        them given, if the network can be told."""
+        """The loss on held-out clips at evenly spread timesteps, in all and by how much noise there is; and with parts
+        of them given, if the network can be told."""
         batch = self.data.batch(0, self.num_validation_clips, held_out=True)
         losses = self.held_out_losses(batch.clips, batch.captions)
-        found = {"loss": float(losses.mean()), "loss_noisy_half": float(losses[len(losses) // 2 :].mean())}
+        found = by_noise_level(losses) | {"loss_noisy_half": float(losses[len(losses) // 2 :].mean())}
         if self.mix is None:
             return found
         clips, given = self._partly_given(batch, self.mix, torch.Generator().manual_seed(1))
