@@ -19,7 +19,7 @@ from lumiere.diffusion.objective import Objective
 from lumiere.model.stunet import STUNet
 from lumiere.super_resolution import SuperResolutionStage, augmented, signal_left
 from lumiere.training.distributed import gathered, share
-from lumiere.training.loop import LoopSettings
+from lumiere.training.loop import LoopSettings, compiled
 from lumiere.training.noise import NoiseSettings, by_noise_level, draw_noise, even_timesteps
 from lumiere.training.stages.clips import ClipBatches
 from lumiere.video import channels_last, contact_sheet, in_blocks, psnr_db, resize_clip
@@ -67,7 +67,7 @@ class UpscalingStage:
             self.unet.to(torch.bfloat16)
         self.unet.to(memory_format=torch.channels_last)
         self.objective = Objective.from_scheduler(stage.scheduler)
-        self.network: nn.Module = torch.compile(self.unet) if settings.loop.compile else self.unet  # type: ignore[assignment]
+        self.network: nn.Module = compiled(self.unet, settings.loop.compile)
         self._made: tuple[Tensor, ...] | None = None
 
     def part(self, clips: Tensor, generator: torch.Generator) -> Tensor:
