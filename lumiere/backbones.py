@@ -136,13 +136,15 @@ def inflate_model(
         parts, name, index = _single_file(source, like, dtype)
     else:
         parts, name, index = _folder(source, dtype)
+    if temporal is None and motion_file is not None:
+        temporal = motion.read_settings(motion_file)
     if name in STAGES:
         notes: tuple[str, ...]
-        model: LumierePipeline | SuperResolutionStage = SuperResolutionStage.from_folder(source, **_typed(dtype))
+        model: LumierePipeline | SuperResolutionStage = SuperResolutionStage.from_folder(
+            source, temporal=temporal, **_typed(dtype)
+        )
         unet, notes = model.unet, ("every frame is made by itself: its temporal layers are to be trained",)
     else:
-        if temporal is None and motion_file is not None:
-            temporal = motion.read_settings(motion_file)
         unet = STUNet.from_image_unet(parts["unet"], temporal=temporal, generator=torch.Generator().manual_seed(seed))
         _check_frames(num_frames, unet)
         parts["scheduler"], notes = _own_schedule(parts["scheduler"])
@@ -203,7 +205,7 @@ def clip_memory(pipeline: LumierePipeline, num_frames: int, height: int, width: 
 def known_clip_memory(name: str, num_frames: int, height: int, width: int) -> ClipMemory:
     """The same for a public model (``model.architectures``) in bfloat16, inflated, without its weights at hand."""
     known = architecture(name)
-    unet = on_meta({**known.unet, "temporal_settings": {}}, torch.bfloat16)
+    unet = on_meta(known.stunet, torch.bfloat16)
     vae = None if known.vae is None else on_meta(known.vae, torch.bfloat16, AutoencoderKL)
     networks = {"unet": unet} if vae is None else {"unet": unet, "vae": vae}
     weights = {part: tensor_bytes(network.parameters()) for part, network in networks.items()}

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from lumiere.codec import Codec, Latents, PixelBlocks
 from lumiere.conditioning.frames import Conditioning
-from lumiere.conditioning.text import DEEPFLOYD_READING, Reading, TextStates, text_encoder_for
+from lumiere.conditioning.text import DEEPFLOYD_READING, Reading, TextEncoder, TextStates, text_encoder_for
 from lumiere.diffusion.denoiser import Beside, Denoiser, Guided, Window, bounded
 from lumiere.diffusion.multidiffusion import WindowDenoiser, Windowed, clip_windows
 from lumiere.diffusion.sample import Step, draw_frame_noise, mixed_generator, sample
@@ -129,20 +129,33 @@ class SuperResolutionStage(DiffusionPipeline):
         self.merge: Merge = partial(Windowed, is_tapered=tapers_windows)
 
     @classmethod
-    def from_folder(cls, folder: str | PathLike[str], **options: Any) -> SuperResolutionStage:
+    def from_folder(
+        cls, folder: str | PathLike[str], *, temporal: TemporalSettings | None = None, **options: Any
+    ) -> SuperResolutionStage:
         """The stage in a folder: one of ours, a Stable Diffusion x4 upscaler's, or a DeepFloyd IF-II's.
 
-        The image network of a published one is inflated; without trained temporal layers every frame is its own.
-        Raises ValueError for any other folder.
+        The image network of a published one is inflated, with the ``temporal`` layers that are asked for, or with ones
+        that do not halve time; until they are trained every frame is its own. Raises ValueError for any other folder,
+        and where temporal layers are asked for that are there already.
         """
         place = Path(folder)
         name = pipeline_name(place)
+        if temporal is not None and (name == cls.__name__ or _is_inflated(place / "unet")):
+            raise ValueError(f"{place} has temporal layers already; their settings cannot be chosen any more")
         if name == cls.__name__:
             return cls.from_pretrained(place, local_files_only=True, use_safetensors=True, **options)
         if name not in _PUBLISHED:
             known = ", ".join([cls.__name__, *_PUBLISHED])
             raise ValueError(f"{place} holds a {name}, which is no super-resolution stage; known are {known}")
-        return _published(place, name, **options)
+        return _published(place, name, temporal, **options)
+
+    @property
+    def text(self) -> TextEncoder | None:
+        """What reads prompts, if it has a text encoder of its own."""
+        if self.text_encoder is None:
+            return None
+        reading = None if self.config.reading is None else Reading(**self.config.reading)
+        return text_encoder_for(self.tokenizer, self.text_encoder, reading=reading)
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) of what becomes of clips of that size."""
@@ -256,10 +269,9 @@ class SuperResolutionStage(DiffusionPipeline):
         self, count: int, prompt: str | Sequence[str] | None, negative: str | Sequence[str] | None
     ) -> tuple[TextStates, TextStates]:
         """The states of the prompts and of the negative ones, one of each for every clip."""
-        if self.text_encoder is None:
+        encoder = self.text
+        if encoder is None:
             raise ValueError("this stage has no text encoder of its own; give it the states of another's")
-        reading = None if self.config.reading is None else Reading(**self.config.reading)
-        encoder = text_encoder_for(self.tokenizer, self.text_encoder, reading=reading)
         texts = [
             [given or ""] * count if isinstance(given, str | None) else list(given) for given in (prompt, negative)
         ]
@@ -477,7 +489,7 @@ _PUBLISHED: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
 }
 
 
-def _published(folder: Path, name: str, **options: Any) -> SuperResolutionStage:
+def _published(folder: Path, name: str, temporal: TemporalSettings | None, **options: Any) -> SuperResolutionStage:
     """The stage of a published upscaler's folder."""
     renamed, settings = _PUBLISHED[name]
     parts = {**renamed, "scheduler": "scheduler", "text_encoder": "text_encoder", "tokenizer": "tokenizer"}
@@ -486,16 +498,24 @@ def _published(folder: Path, name: str, **options: Any) -> SuperResolutionStage:
     if str(scheduler.config.get("variance_type")).startswith("learned"):
         # The temporal layers are trained on the prediction alone, so the learned variance is not used.
         loaded["scheduler"] = type(scheduler).from_config(scheduler.config, variance_type="fixed_small")
-    return SuperResolutionStage(unet=_network(folder / "unet", **options), **loaded, **settings)
+    return SuperResolutionStage(unet=_network(folder / "unet", temporal, **options), **loaded, **settings)
 
 
-def _network(folder: Path, **options: Any) -> STUNet:
+def _network(folder: Path, temporal: TemporalSettings | None, **options: Any) -> STUNet:
     """The Space-Time U-Net in a folder, or the image network there, inflated so that every frame is its own."""
-    if "temporal_settings" in STUNet.load_config(folder):
+    if _is_inflated(folder):
         return STUNet.from_pretrained(folder, **options)
     unet = UNet2DConditionModel.from_pretrained(folder, **options)
-    halvings = len(unet.config.block_out_channels) - 1
-    return STUNet.from_image_unet(unet, temporal=TemporalSettings(halve_time=(False,) * halvings))
+    return STUNet.from_image_unet(unet, temporal=temporal or still_time(len(unet.config.block_out_channels)))
+
+
+def still_time(num_levels: int) -> TemporalSettings:
+    """Temporal layers that halve time nowhere, as windows of a few frames need them."""
+    return TemporalSettings(halve_time=(False,) * (num_levels - 1))
+
+
+def _is_inflated(folder: Path) -> bool:
+    return "temporal_settings" in STUNet.load_config(folder)
 
 
 def load_component(folder: Path, name: str, **options: Any) -> Any:

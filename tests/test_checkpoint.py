@@ -147,6 +147,32 @@ def test_a_failed_save_is_told_and_harms_nothing(
     assert not list(tmp_path.glob(".writing-*"))
 
 
+def test_files_that_the_system_does_not_let_grow_harm_nothing(
+    tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same by the system's own refusal (RLIMIT_FSIZE), in the middle of the file with the weights."""
+    resource = pytest.importorskip("resource", reason="this system knows no limits of files")
+    write, before = Checkpoints._write, resource.getrlimit(resource.RLIMIT_FSIZE)
+    most = max(path.stat().st_size for path in checkpoints(whole)[-1].glob("*.distcp")) // 2
+
+    def limited(self: Checkpoints, tensors: Any, facts: dict[str, Any]) -> None:
+        if facts["step"] == 4:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+        try:
+            write(self, tensors, facts)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    monkeypatch.setattr(Checkpoints, "_write", limited)
+    settings = {"validate_every": 2, "save_every": 2, "keep_checkpoints": 3, "async_save": False}
+    tiny_trainer(tmp_path, num_steps=6, **settings).run()
+    assert "step 4 could not be saved" in " ".join(capsys.readouterr().out.split())
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-0000002", "step-0000006"]
+    for path in checkpoints(tmp_path):
+        assert_equal(path, whole / path.name)
+    assert not list(tmp_path.glob(".writing-*"))
+
+
 def test_what_a_killed_run_left_is_cleared_away_and_old_checkpoints_are_removed(tmp_path: Path) -> None:
     left = tmp_path / ".writing-step-0000009"
     left.mkdir()

@@ -17,22 +17,41 @@ from lumiere.memory import tensor_bytes
 from lumiere.model.architectures import ARCHITECTURES, architecture
 from lumiere.model.stunet import STUNet
 from lumiere.model.weigh import on_meta, pass_bytes
-from lumiere.pipeline import LumierePipeline, embedded_weights
+from lumiere.pipeline import LumierePipeline
 from lumiere.training.jobs import job_of
 from lumiere.training.loop import LoopSettings, Trainer
-from lumiere.training.plan import HEADROOM, Job, Model, need_of, network_of, remedies, report
+from lumiere.training.plan import (
+    HEADROOM,
+    Job,
+    Model,
+    flops_of,
+    need_of,
+    network_of,
+    pass_seconds,
+    remedies,
+    report,
+)
 from lumiere.training.run import settings_of
+from tests.tiny_pipeline import tiny_pipeline
 
-PUBLISHED = {"sd15": 859_520_964, "sdxl": 2_567_463_684}
+PUBLISHED = {"sd15": 859_520_964, "sdxl": 2_567_463_684, "sd_x4": 473_398_020}
 """Weights of the image networks, as their model cards' files have them."""
 
 GIB = 2**30
 
 
-def tiny_job(**changes: object) -> Job:
-    model = Model.in_folder(embedded_weights())
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small pipeline's folder."""
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny_pipeline().save_pretrained(folder)
+    return folder
+
+
+def tiny_job(folder: Path, **changes: object) -> Job:
+    model = Model.in_folder(folder)
     known = {"config": model.config, "spatial_factor": model.spatial_factor, "beside": model.text + model.vae}
-    return Job(**{**known, "frames": 16, "height": 32, "width": 32, "batch_size": 2, **changes})
+    return Job(**{**known, "frames": 8, "height": 32, "width": 32, "batch_size": 2, **changes})
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -45,12 +64,12 @@ def test_public_networks_have_their_published_size(name: str) -> None:
         assert count == PUBLISHED[name]
     if name == "if_xl":
         assert 4.2e9 < count < 4.4e9  # "4.3B"
-    assert model.spatial_factor == (8 if name in PUBLISHED else 1)
+    assert model.spatial_factor == {"sd15": 8, "sdxl": 8, "sd_x4": 4}.get(name, 1)
 
 
-def test_what_is_held_is_counted_as_the_trainer_holds_it(tmp_path: Path) -> None:
-    job = tiny_job(bf16_weights=True)
-    pipeline = LumierePipeline.from_pretrained(None)
+def test_what_is_held_is_counted_as_the_trainer_holds_it(tiny: Path, tmp_path: Path) -> None:
+    job = tiny_job(tiny, bf16_weights=True)
+    pipeline = LumierePipeline.from_pretrained(tiny)
     pipeline.unet.to(torch.bfloat16).freeze_image()
 
     class Stage:
@@ -74,30 +93,30 @@ def test_what_is_held_is_counted_as_the_trainer_holds_it(tmp_path: Path) -> None
     assert need.total == need.weights + need.optimiser + need.average + need.activations + need.beside
 
 
-def test_a_plan_grows_with_what_is_asked_and_shrinks_by_its_remedies() -> None:
-    job = tiny_job()
+def test_a_plan_grows_with_what_is_asked_and_shrinks_by_its_remedies(tiny: Path) -> None:
+    job = tiny_job(tiny)
     network = network_of(job)
-    one, two = (need_of(tiny_job(batch_size=count), network).activations for count in (1, 2))
+    one, two = (need_of(tiny_job(tiny, batch_size=count), network).activations for count in (1, 2))
     # Features double with the clips, gradients do not.
     assert 1.5 * one < two <= 2 * one
-    tiny = need_of(job, network).total // 4
-    found = list(remedies(job, tiny))
+    found = list(remedies(job, need_of(job, network).total // 4, network))
     totals = [need.total for _, need in found]
     assert totals == sorted(totals, reverse=True) and "checkpointing" in found[1][0]
     enough = totals[1] * 2
-    assert len(list(remedies(job, enough))) <= 2
-    shared = need_of(tiny_job(ranks=4, is_sharded=True), network)
+    assert len(list(remedies(job, enough, network))) <= 2
+    shared = need_of(tiny_job(tiny, ranks=4, is_sharded=True), network)
     alone = need_of(job, network)
     assert shared.weights == alone.weights // 4 and shared.optimiser == alone.optimiser // 4
 
 
-def test_the_plan_says_whether_it_fits() -> None:
-    job = tiny_job()
-    need = need_of(job)
+def test_the_plan_says_whether_it_fits(tiny: Path) -> None:
+    job = tiny_job(tiny)
+    network = network_of(job)
+    need = need_of(job, network)
 
     def said(available: int) -> str:
         file = io.StringIO()
-        Console(file=file, width=120).print(report(job, need, available))
+        Console(file=file, width=120).print(report(job, need, available, network=network))
         return file.getvalue()
 
     assert "It fits into 100.0 GiB" in said(100 * GIB)
@@ -106,7 +125,7 @@ def test_the_plan_says_whether_it_fits() -> None:
 
 
 def test_a_clip_of_a_public_model_is_planned_part_by_part() -> None:
-    small, long, large = (known_clip_memory("sd15", *clip) for clip in ((16, 256, 256), (80, 256, 256), (16, 512, 512)))
+    small, long, large = (known_clip_memory("sd15", *clip) for clip in ((8, 256, 256), (40, 256, 256), (8, 512, 512)))
     assert small.weights["unet"] > 2 * PUBLISHED["sd15"] and small.weights == large.weights
     # Passes grow with what they are over, the VAE with the picture alone.
     assert 4.5 * small.step < long.step < 5.5 * small.step and long.decode == small.decode
@@ -125,17 +144,25 @@ def test_a_pipelines_clip_is_planned_by_its_own_networks() -> None:
     assert need.decode == 0 and clip_memory(pipeline, 16, 32, 32).step < need.step
 
 
-@pytest.mark.parametrize(("name", "gib"), [("sd15", 24), ("sdxl", 48), ("if_xl", 48), ("paper", 80)])
-def test_the_large_recipes_fit_where_their_headers_say(name: str, gib: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "gib"),
+    [("sd15", 24), ("sdxl", 48), ("if_xl", 48), ("paper", 80), ("sd_x4_ssr", 16), ("if_xl_ssr", 24), ("paper_ssr", 48)],
+)
+def test_the_large_recipes_are_as_their_headers_say(name: str, gib: int) -> None:
     path = find_recipe(name)
-    settings = load_settings(settings_of(path), path)
-    assert f"of {gib} GB" in path.read_text()
+    settings, header = load_settings(settings_of(path), path), path.read_text().split("stage:")[0].replace("\n#", "")
+    job = job_of(settings, ranks=8)
     # What text encoders say comes from a cache where the recipe names one: nothing of them is on the device.
     model = Model.known(settings.like)
-    assert job_of(settings).beside == model.vae + (model.text if settings.cache is None else 0)
-    need = need_of(job_of(settings, ranks=8))
-    assert need.total < HEADROOM * gib * GIB
-    assert need.activations < need_of(replace(job_of(settings), checkpointing=False)).activations / 2
+    assert job.beside == model.vae + (model.text if settings.cache is None else 0)
+    network = network_of(job)
+    need = need_of(job, network)
+    assert f"of {gib} GB" in header and need.total < HEADROOM * gib * GIB
+    assert f"by plan {need.total / GIB:.1f} GiB each" in header
+    passes = settings.loop.num_steps * settings.loop.accumulation
+    hours = passes * pass_seconds(flops_of(job, network)) / 3600
+    assert f"by plan {hours:.0f} hours" in header
+    assert need.activations < need_of(replace(job, checkpointing=False), network).activations / 2
 
 
 def test_plans_are_printed_and_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import (
-    AutoencoderKL,
     DDIMScheduler,
     DDPMScheduler,
     IFSuperResolutionPipeline,
@@ -28,8 +27,8 @@ from lumiere.model.temporal import TemporalSettings
 from lumiere.super_resolution import augmented, low_res_schedule
 from lumiere.video import resize_clip
 from tests.tiny_pipeline import tiny_pipeline
-from tests.tiny_text import clip_text, clip_tokenizer
-from tests.tiny_unets import deepfloyd_2, upscaler, video_upscaler
+from tests.tiny_text_to_image import upscaler_x4
+from tests.tiny_unets import deepfloyd_2, video_upscaler
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -172,28 +171,7 @@ def draw_as_diffusers(monkeypatch: pytest.MonkeyPatch, *shapes: tuple[int, ...])
 
 
 def test_a_still_of_an_x4_upscaler_s_folder_is_diffusers_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        vae = AutoencoderKL(
-            block_out_channels=(8, 8, 8),
-            down_block_types=("DownEncoderBlock2D",) * 3,
-            up_block_types=("UpDecoderBlock2D",) * 3,
-            latent_channels=4,
-            norm_num_groups=4,
-            scaling_factor=0.08333,
-        )
-        encoder = clip_text(tmp_path).text_encoder
-        unet = upscaler(width=encoder.config.hidden_size)
-    published = StableDiffusionUpscalePipeline(
-        vae=vae,
-        text_encoder=encoder,
-        tokenizer=clip_tokenizer(tmp_path),
-        unet=unet,
-        low_res_scheduler=DDPMScheduler(beta_schedule="scaled_linear", num_train_timesteps=1000),
-        scheduler=DDIMScheduler(prediction_type="v_prediction", timestep_spacing="trailing", clip_sample=False),
-        max_noise_level=9,
-    )
-    published.save_pretrained(tmp_path / "x4")
+    published = StableDiffusionUpscalePipeline.from_pretrained(upscaler_x4(tmp_path / "x4"))
     low = clips(frames=1)
     published.set_progress_bar_config(disable=True)
     expected = published(

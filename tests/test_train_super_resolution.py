@@ -70,7 +70,7 @@ def test_crops_and_their_small_versions_belong_together(image_stage: Path) -> No
     settings = load_settings(SuperResolutionSettings, find_recipe("super_resolution_image_smoke"))
     training = SuperResolutionTraining(settings)
     clips = training.data.batch(0, 3).clips
-    crops = training._cropped(clips, torch.Generator().manual_seed(0))
+    crops = training.part(clips, torch.Generator().manual_seed(0))
     assert crops.shape == (3, 3, 1, 16, 16)
     small, whole = training._small(crops), training._small(clips)
     for index in range(3):

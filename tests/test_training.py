@@ -22,9 +22,10 @@ from lumiere.diffusion.objective import Objective
 from lumiere.pipeline import LumierePipeline
 from lumiere.training.checkpoint import checkpoints, read_tensors
 from lumiere.training.ema import Ema
-from lumiere.training.loop import LoopSettings, learning_rate
+from lumiere.training.loop import LoopSettings, compiled, learning_rate
 from lumiere.training.noise import embedded_scheduler, noise_shares
 from lumiere.training.run import train
+from tests.tiny_pipeline import tiny_pipeline
 
 QUICK = ["--loop.log_every", "1"]
 
@@ -123,6 +124,15 @@ def test_average_follows_the_weights_and_gives_them_back() -> None:
     with ema.applied():
         assert torch.allclose(weight.data, expected)
     assert torch.equal(weight.data, torch.full((3,), 29.0))
+
+
+def test_a_network_is_compiled_whole_or_block_by_block() -> None:
+    """(That compiled blocks train the same is tested with the network.)"""
+    unet = tiny_pipeline().unet
+    assert compiled(unet, False) is unet and compiled(unet, True) is not unet
+    assert compiled(unet, "blocks") is unet
+    done = {type(part).__name__ for part in unet.modules() if part._compiled_call_impl is not None}
+    assert done and done <= set(unet._repeated_blocks)
 
 
 def test_learning_rate_rises_stays_and_falls_to_zero() -> None:

@@ -14,12 +14,13 @@ from diffusers import (
     IFPipeline,
     IFSuperResolutionPipeline,
     StableDiffusionPipeline,
+    StableDiffusionUpscalePipeline,
     StableDiffusionXLPipeline,
 )
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from tests.tiny_text import clip_text, t5_encoder, t5_tokenizer
-from tests.tiny_unets import _build, deepfloyd_1, deepfloyd_2
+from tests.tiny_unets import _build, deepfloyd_1, deepfloyd_2, upscaler
 
 
 def stable_diffusion(folder: Path) -> Path:
@@ -127,6 +128,32 @@ def deepfloyd_second(folder: Path) -> Path:
             feature_extractor=None,
             watermarker=None,
             requires_safety_checker=False,
+        ),
+        folder,
+    )
+
+
+def upscaler_x4(folder: Path) -> Path:
+    """The Stable Diffusion x4 upscaler: CLIP, latents beside the small picture, predicted v."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        vae = AutoencoderKL(
+            block_out_channels=(8, 8, 8),
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+            latent_channels=4,
+            norm_num_groups=4,
+            scaling_factor=0.08333,
+        )
+    text = _clip(folder, CLIPTextModel, 16)
+    return _saved(
+        StableDiffusionUpscalePipeline(
+            vae=vae,
+            **text,
+            unet=upscaler(width=16),
+            low_res_scheduler=DDPMScheduler(beta_schedule="scaled_linear", num_train_timesteps=1000),
+            scheduler=DDIMScheduler(prediction_type="v_prediction", timestep_spacing="trailing", clip_sample=False),
+            max_noise_level=9,
         ),
         folder,
     )

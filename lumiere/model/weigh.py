@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
-from lumiere.memory import peak_bytes
+from lumiere.memory import num_operations, peak_bytes
 from lumiere.model import image_unet
 from lumiere.model.stunet import STUNet
 
@@ -53,10 +52,9 @@ def training_flops(stunet: STUNet, clip: tuple[int, int, int, int], *, checkpoin
     """The operations of one forward and backward pass; with checkpointing those that are done again, too."""
     stunet.chunk_image_layers(None)
     _checkpoint(stunet, checkpointing)
-    with FlopCounterMode(display=False) as counter:
-        _train(stunet, clip)
+    count = num_operations(lambda: _train(stunet, clip))
     stunet.zero_grad()
-    return int(counter.get_total_flops())
+    return count
 
 
 def _checkpoint(stunet: STUNet, is_light: bool) -> None:

@@ -16,10 +16,11 @@ FREE = {
     *("out", "device", "compile", "sharding", "readers", "batches_ahead"),
     # When it ends, is looked at and saved.
     *("num_steps", "log_every", "validate_every", "save_every", "keep_checkpoints", "async_save", "max_bad_steps"),
-    "num_validation_clips",
+    *("num_validation_clips", "num_samples", "metrics"),
     # What the exported networks do when they are not told otherwise.
     *("default_steps", "default_sampler", "default_timestep_shift", "default_guidance_scale"),
-    *("default_guidance_interval", "default_noise_level", "window_frames", "window_frames_overlap"),
+    *("default_guidance_interval", "default_noise_level"),
+    *("window_frames", "window_frames_overlap", "window_px", "window_px_overlap"),
 }
 """Settings that a run may go on with changed, wherever in a recipe they stand: they do not change what is learned.
 (``num_steps`` moves the end, and with it the last steps' falling learning rate.)"""

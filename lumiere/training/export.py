@@ -1,4 +1,5 @@
-"""What a run has learned, or a model holds, as files to use elsewhere: a pipeline, its motion alone, a style."""
+"""What a run has learned, or a model holds, as files to use elsewhere: a pipeline or a super-resolution stage, its
+motion alone, a style."""
 
 from __future__ import annotations
 
@@ -21,6 +22,7 @@ from lumiere.training.run import stage_classes, stage_name
 from lumiere.training.stages.clips import ClipStage
 from lumiere.training.stages.finetune_clips import FinetuneClips, FinetuneSettings
 from lumiere.training.stages.style import STYLE_FILE, StyleTraining
+from lumiere.training.stages.upscaling import UpscalingStage
 
 What = Literal["pipeline", "motion", "lora"]
 Weights = Literal["ema", "raw"]
@@ -31,9 +33,10 @@ def export(source: str | Path, out: str | Path, *, what: What = "pipeline", weig
 
     Of a run (the folder that ``lumiere train`` wrote) the newest checkpoint's weights are taken: averaged ("ema", also
     where ``weights`` is None), or as the last step left them ("raw"). A run needs its model and data to be where they
-    were. A model is the folder of a pipeline or of a Space-Time U-Net. ``motion`` is the temporal weights alone, for
-    ``lumiere inflate --motion``; ``lora`` the style that a run of ``style`` has learned, whose ``pipeline`` is its
-    model with the whole style in it. Raises ValueError for what is not there to be exported.
+    were; of one of super-resolution the ``pipeline`` is the stage that makes clips larger. A model is the folder of a
+    pipeline or of a Space-Time U-Net. ``motion`` is the temporal weights alone, for ``lumiere inflate --motion``;
+    ``lora`` the style that a run of ``style`` has learned, whose ``pipeline`` is its model with the whole style in it.
+    Raises ValueError for what is not there to be exported.
     """
     source, out = Path(source), Path(out)
     _check_out(out, what)
@@ -105,16 +108,18 @@ def _newest(folder: Path) -> Path:
     return found[-1]
 
 
-def _stage_of(run: Path) -> ClipStage:
-    """The stage of a run as it was before its first step. Raises ValueError for one that trains no base's pipeline."""
+def _stage_of(run: Path) -> ClipStage | UpscalingStage:
+    """The stage of a run as it was before its first step. Raises ValueError for one that trains neither a base's
+    pipeline nor super-resolution."""
     recipe = run / "recipe.yaml"
     settings_class, made_by = stage_classes(recipe)
     stage_class: Any = made_by
-    if not issubclass(stage_class, ClipStage):
+    if not issubclass(stage_class, ClipStage | UpscalingStage):
         raise ValueError(
-            f"{run} trains no pipeline of a base; when it is finished, what it has learned lies in {run / 'export'}"
+            f"{run} trains no pipeline of a base and no super-resolution; when it is finished, what it has learned lies"
+            f" in {run / 'export'}"
         )
-    stage: ClipStage = stage_class(load_settings(settings_class, recipe))
+    stage: ClipStage | UpscalingStage = stage_class(load_settings(settings_class, recipe))
     return stage
 
 
@@ -127,7 +132,7 @@ def _finetuned(run: Path) -> FinetuneClips:
 
 
 @torch.no_grad()
-def _put(stage: ClipStage, tensors: Mapping[str, Tensor], checkpoint: Path) -> None:
+def _put(stage: ClipStage | UpscalingStage, tensors: Mapping[str, Tensor], checkpoint: Path) -> None:
     """Give a stage the weights of a checkpoint."""
     named = {name: weight for name, weight in stage.named_parameters() if weight.requires_grad}
     odd = [

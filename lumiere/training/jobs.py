@@ -21,6 +21,7 @@ from lumiere.training.run import settings_of
 from lumiere.training.stages.conditional import ConditionalSettings
 from lumiere.training.stages.finetune_clips import FinetuneSettings
 from lumiere.training.stages.motion import MotionSettings
+from lumiere.training.stages.super_resolution_clips import SuperResolutionClipsSettings
 from lumiere.training.stages.text_to_video import TextToVideoSettings
 
 
@@ -34,6 +35,10 @@ def job_of(settings: Any, *, ranks: int = 1) -> Job:
             model = _model(settings.model, like=settings.like)
             frames, height, width, batch = _largest(settings)
             more: dict[str, Any] = {"checkpointing": settings.checkpointing, "chunk": settings.chunk_image_layers}
+        case SuperResolutionClipsSettings():
+            model = _model(settings.model, like=settings.like)
+            frames, height, width, batch = _windows(settings)
+            more = {"checkpointing": settings.checkpointing, "chunk": settings.chunk_image_layers}
         case FinetuneSettings():
             model, side, batch = _model(settings.model), settings.clips.size, settings.motion.batch_size
             frames, height, width, more = settings.clips.num_frames, side, side, {}
@@ -45,7 +50,8 @@ def job_of(settings: Any, *, ranks: int = 1) -> Job:
         case _:
             raise ValueError(
                 f"stage is {settings.stage}; plans are made for those that train on clips: clips, finetune_clips,"
-                " conditional, text_to_video (the others fit any machine that the embedded weights fit)"
+                " super_resolution_clips, conditional, text_to_video (the others fit any machine that the embedded"
+                " weights fit)"
             )
     loop: LoopSettings = settings.motion if isinstance(settings, FinetuneSettings) else settings.loop
     return Job(
@@ -78,9 +84,7 @@ def _model(folder: str | None, like: str | None = None) -> Model:
 def _largest(settings: MotionSettings) -> tuple[int, int, int, int]:
     """Frames, height, width and batch of the largest clips: of the shards if they are there, else as is planned."""
     batches, usual = settings.shards.batch_sizes, settings.loop.batch_size
-    place = store.as_place(settings.data)
-    tars = store.list_files(place, ".tar") if not isinstance(place, Path) or place.is_dir() else []
-    sizes = {(clip.frames, clip.height, clip.width) for tar in tars for clip in read_index(tar)}
+    sizes = _sizes_of(settings.data)
     if not sizes and settings.planned_size is not None:
         width, height, frames = (int(part) for part in settings.planned_size.split("x"))
         sizes = {(frames, height, width)}
@@ -88,6 +92,26 @@ def _largest(settings: MotionSettings) -> tuple[int, int, int, int]:
         sizes = {(settings.clips.num_frames, settings.clips.size, settings.clips.size)}
     every = [(*size, batches.get(f"{size[2]}x{size[1]}x{size[0]}", usual)) for size in sizes]
     return max(every, key=math.prod)
+
+
+def _windows(settings: SuperResolutionClipsSettings) -> tuple[int, int, int, int]:
+    """The same of the windows that super-resolution is trained on."""
+    batch = max([settings.loop.batch_size, *settings.shards.batch_sizes.values()])
+    crop = settings.crop
+    if crop is not None:
+        return settings.num_frames, crop, crop, batch
+    sizes = _sizes_of(settings.data)
+    if not sizes:
+        raise ValueError(f"crop is null, and {settings.data} holds no shards yet that would say how large pictures are")
+    height, width = max(((height, width) for _, height, width in sizes), key=math.prod)
+    return settings.num_frames, height, width, batch
+
+
+def _sizes_of(data: str) -> set[tuple[int, int, int]]:
+    """Frames, height and width of the clips in shards; none while they are not there."""
+    place = store.as_place(data)
+    tars = store.list_files(place, ".tar") if not isinstance(place, Path) or place.is_dir() else []
+    return {(clip.frames, clip.height, clip.width) for tar in tars for clip in read_index(tar)}
 
 
 def print_plan(
@@ -110,4 +134,5 @@ def print_plan(
     if loop.sharding == "auto" and ranks > 1 and need.weights + need.optimiser + need.average > free / 2:
         job = replace(job, is_sharded=True)
         need = need_of(job, network)
-    Console().print(report(job, need, free, flops_of(job, network)))
+    passes = loop.num_steps * loop.accumulation
+    Console().print(report(job, need, free, flops_of(job, network), network=network, passes=passes))

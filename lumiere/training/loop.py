@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from pydantic import Field
@@ -49,8 +49,9 @@ class LoopSettings(Settings):
     bf16_weights: bool = False
     """Instead of autocast keep the network itself in bfloat16, and fp32 copies of what is trained in the optimiser: on
     a CPU up to twice as fast, as autocast runs group norms in fp32."""
-    compile: bool = False
-    """Compile the network (needs a C++ compiler on a CPU)."""
+    compile: bool | Literal["blocks"] = False
+    """Compile the network (needs a C++ compiler on a CPU): as a whole (true), or block by block ("blocks"), which is
+    sooner ready, as blocks that are alike are compiled once."""
     device: str = "auto"
     """Where to train; auto is the fastest of this machine. Of several processes each takes its own card."""
     sharding: Sharding = "auto"
@@ -81,8 +82,8 @@ class Stage(Protocol):
     def validate(self) -> dict[str, float]:
         """Held-out numbers, with fixed noise."""
 
-    def show(self, folder: Path) -> None:
-        """Write sample pictures or clips into ``folder``."""
+    def show(self, folder: Path) -> dict[str, float] | None:
+        """Write sample pictures or clips into ``folder``; numbers of them, if any are asked for."""
 
     def export(self, folder: Path) -> None:
         """Write the trained networks as a diffusers folder."""
@@ -319,15 +320,19 @@ class Trainer:
             self._is_sound = distributed.summed([is_odd]) == [0.0]
             # Weights that give no numbers have nothing to show. A sharded network answers only when all ranks ask it;
             # the others' sheets are the first one's again.
+            measured = None
             if self._is_sound and distributed.is_first():
-                self.stage.show(self.out / "samples" / f"step-{self.step:07d}")
+                measured = self.stage.show(self.out / "samples" / f"step-{self.step:07d}")
             elif self._is_sound and self.sharded:
                 with TemporaryDirectory() as folder:
                     self.stage.show(Path(folder))
             distributed.barrier()
         self._owes_validation = False
-        log.write(self.step, {f"held_out/{name}": value for name, value in numbers.items()})
-        self.console.print("held out  " + "  ".join(f"{name} {value:.4f}" for name, value in numbers.items()))
+        for kind, found in (("held_out", numbers), ("samples", measured or {})):
+            if found:
+                log.write(self.step, {f"{kind}/{name}": value for name, value in found.items()})
+                told = "  ".join(f"{name} {value:.4f}" for name, value in found.items())
+                self.console.print(f"{kind.replace('_', ' ')}  {told}")
 
     def _export(self, folder: Path) -> None:
         with self.ema.applied():
@@ -338,6 +343,15 @@ class Trainer:
             if distributed.is_first():
                 self.stage.export(folder)
             distributed.barrier()
+
+
+def compiled(network: Any, how: bool | Literal["blocks"]) -> nn.Module:
+    """A network of diffusers' kind as ``loop.compile`` asks for it; "blocks" changes it in place."""
+    if how == "blocks":
+        network.compile_repeated_blocks()
+        return network
+    made: Any = torch.compile(network) if how else network
+    return made
 
 
 def _master(parameter: nn.Parameter) -> nn.Parameter:

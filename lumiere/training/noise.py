@@ -10,6 +10,9 @@ from torch import Tensor
 from lumiere.config import Settings
 from lumiere.diffusion.objective import draw_timesteps
 
+NUM_LEVELS = 4
+"""Ranges of noise that held-out losses are told of."""
+
 
 class NoiseSettings(Settings):
     """Where in the schedule training looks: logit-normal, a mean above 0 looks at noisier clips."""
@@ -45,6 +48,21 @@ def draw_noise(
 def even_timesteps(count: int, num_timesteps: int) -> Tensor:
     """``count`` timesteps spread evenly over the schedule, for held-out losses."""
     return ((torch.arange(count) + 0.5) / count * num_timesteps).long()
+
+
+def by_noise_level(losses: Tensor) -> dict[str, float]:
+    """The mean of held-out losses [B] at ``even_timesteps``, and of those in each quarter of the schedule.
+
+    ``loss_noise_25_50`` is the second quarter, in percent; of fewer than four losses each stands for itself. A clip has
+    one level, so quarters are of different clips: compare each with itself over time.
+    """
+    losses = losses.detach()
+    parts = losses.tensor_split(min(NUM_LEVELS, len(losses)))
+    means = {
+        f"loss_noise_{100 * place // len(parts):02d}_{100 * (place + 1) // len(parts)}": float(part.mean())
+        for place, part in enumerate(parts)
+    }
+    return {"loss": float(losses.mean())} | means
 
 
 def noise_shares(count: int, doubt: float, *, seed: int, step: int) -> Tensor:

@@ -120,10 +120,9 @@ def network_of(job: Job) -> STUNet:
     return on_meta(job.config, torch.bfloat16 if job.bf16 or job.bf16_weights else torch.float32)
 
 
-def remedies(job: Job, available: int) -> Iterator[tuple[str, Need]]:
+def remedies(job: Job, available: int, network: STUNet) -> Iterator[tuple[str, Need]]:
     """What could be changed where a job does not fit, from what costs least, each with what it then needs; the changes
-    add up, and end with the first that fits."""
-    network = network_of(job)
+    add up, and end with the first that fits. ``network`` is the job's on meta."""
     changes: list[tuple[str, dict[str, Any], bool]] = [
         ("keep the weights in bfloat16 (loop.bf16_weights true)", {"bf16_weights": True}, not job.bf16_weights),
         ("gradient checkpointing (checkpointing true)", {"checkpointing": True}, not job.checkpointing),
@@ -148,9 +147,16 @@ def remedies(job: Job, available: int) -> Iterator[tuple[str, Need]]:
                 return
 
 
-def report(job: Job, need: Need, available: int | None, flops: int | None = None) -> Group:
+def pass_seconds(flops: int) -> float:
+    """How long a pass of so many operations takes on an H100, as far as can be planned."""
+    return flops / (H100_FLOPS * SHARE_REACHED)
+
+
+def report(
+    job: Job, need: Need, available: int | None, flops: int | None = None, *, network: STUNet, passes: int | None = None
+) -> Group:
     """The plan for a person: a table, whether it fits into ``available`` bytes, and what to change if not; and how long
-    a pass of so many ``flops`` takes."""
+    a pass of so many ``flops`` takes, and so many ``passes``. ``network`` is the job's on meta."""
     how = "sharded" if job.is_sharded else "each rank holds everything"
     table = Table("memory of one rank", f"{job.ranks} rank{'s' if job.ranks > 1 else ''}, {how}", show_header=True)
     for name, value in (
@@ -168,17 +174,20 @@ def report(job: Job, need: Need, available: int | None, flops: int | None = None
         table.add_row(name, gib(value))
     lines = []
     if flops is not None:
-        seconds = flops / (H100_FLOPS * SHARE_REACHED)
+        seconds = pass_seconds(flops)
         lines.append(
             f"A pass over {job.batch_size} is {flops / 1e12:,.1f} TFLOP, which takes {seconds:.2f} s at"
-            f" {SHARE_REACHED:.0%} of an H100's {H100_FLOPS / 1e12:.0f} TFLOP/s."
+            f" {SHARE_REACHED:.0%} of an H100's {H100_FLOPS / 1e12:.0f} TFLOP/s"
+            f" ({job.ranks * job.batch_size / seconds:,.1f} clips a second on {job.ranks})."
         )
+        if passes is not None:
+            lines.append(f"The run's {passes:,} passes on each rank take {passes * seconds / 3600:,.0f} hours.")
     if available is not None:
         if need.total <= HEADROOM * available:
             lines.append(f"It fits into {gib(available)}.")
         else:
             lines.append(f"It does not fit into {gib(available)} ({HEADROOM:.0%} of which is planned with). To change:")
-            found = list(remedies(job, available))
+            found = list(remedies(job, available, network))
             lines += [f"- {name}: {gib(one.total)}" for name, one in found]
             if not found or found[-1][1].total > HEADROOM * available:
                 lines.append("- that is not enough: fewer frames, smaller pictures, or a larger device")
@@ -191,7 +200,8 @@ def _count(module: torch.nn.Module) -> int:
 
 @dataclass(frozen=True)
 class Model:
-    """What of a pipeline counts: its Space-Time U-Net's configuration, and what stays frozen beside it."""
+    """What of a pipeline, or a super-resolution stage, counts: its Space-Time U-Net's configuration, and what stays
+    frozen beside it."""
 
     config: Mapping[str, Any]
     spatial_factor: int
@@ -202,7 +212,7 @@ class Model:
 
     @classmethod
     def in_folder(cls, folder: Path) -> Model:
-        """That of a pipeline's folder, read off its configurations and file sizes; no weights are loaded.
+        """That of a pipeline's folder, or a stage's, read off its configurations and file sizes; no weights are loaded.
 
         Raises ValueError when the folder holds no such pipeline.
         """
@@ -221,13 +231,13 @@ class Model:
 
     @classmethod
     def known(cls, name: str) -> Model:
-        """That of a public text-to-image model (``model.architectures``), inflated; frozen parts in bfloat16."""
+        """That of a public model (``model.architectures``), inflated; frozen parts in bfloat16."""
         known = architecture(name)
         vae = 0
         if known.vae is not None:
             vae = tensor_bytes(on_meta(known.vae, torch.bfloat16, AutoencoderKL).parameters())
         text = torch.bfloat16.itemsize * known.text_parameters
-        return cls({**known.unet, "temporal_settings": {}}, known.spatial_factor, text, vae)
+        return cls(known.stunet, known.spatial_factor, text, vae)
 
 
 def _size(folder: Path) -> int:

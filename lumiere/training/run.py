@@ -88,11 +88,21 @@ def stage_classes(path: Path) -> tuple[type[Any], type[Any]]:
             from lumiere.training.stages.super_resolution import SuperResolutionSettings, SuperResolutionTraining
 
             return SuperResolutionSettings, SuperResolutionTraining
+        case "super_resolution_clips":
+            from lumiere.training.stages.super_resolution_clips import (
+                SuperResolutionClipsSettings,
+                SuperResolutionClipsTraining,
+            )
+
+            return SuperResolutionClipsSettings, SuperResolutionClipsTraining
         case "style":
             from lumiere.training.stages.style import StyleSettings, StyleTraining
 
             return StyleSettings, StyleTraining
-    known = "text_to_image, text_to_video, given_words, conditional, clips, finetune_clips, super_resolution, style"
+    known = (
+        "text_to_image, text_to_video, given_words, conditional, clips, finetune_clips, super_resolution,"
+        " super_resolution_clips, style"
+    )
     raise ValueError(f"{path}: stage is {stage_name(path)!r}; known are {known}")
 
 

@@ -9,23 +9,34 @@ from typing import Any, Protocol
 
 import torch
 from PIL import Image
+from pydantic import Field
 from torch import Tensor, nn
 
 from lumiere.conditioning.frames import MaskMix, random_conditioning
 from lumiere.conditioning.text import TextEncoder, TextStates
+from lumiere.config import Settings
 from lumiere.data.batches import Batch
 from lumiere.device import choose_placement
 from lumiere.diffusion.objective import Objective
+from lumiere.evaluation.samples import METRICS, MetricName, check_metrics
 from lumiere.model.given_words import Said
 from lumiere.model.stunet import STUNet
 from lumiere.pipeline import LumierePipeline
 from lumiere.training.distributed import gathered, share
-from lumiere.training.loop import LoopSettings
-from lumiere.training.noise import NoiseSettings, draw_noise, even_timesteps
+from lumiere.training.loop import LoopSettings, compiled
+from lumiere.training.noise import NoiseSettings, by_noise_level, draw_noise, even_timesteps
 from lumiere.video import channels_last, contact_sheet
 
-SHEET_ROWS = 4
 SHEET_FRAMES = 16
+
+
+class SampleSettings(Settings):
+    """The clips that are made of held-out captions whenever training is looked at."""
+
+    num_samples: int = Field(default=4, ge=1)
+    """Rows of the sheet."""
+    metrics: tuple[MetricName, ...] = ()
+    """What of them is measured (lumiere.evaluation.samples): movement, storybook."""
 
 
 class ClipBatches(Protocol):
@@ -51,8 +62,10 @@ class ClipStage:
         caption_dropout: float,
         num_validation_clips: int,
         mix: MaskMix | None = None,
+        samples: SampleSettings | None = None,
     ) -> None:
-        self.mix = mix
+        self.mix, self.samples = mix, samples or SampleSettings()
+        check_metrics(self.samples.metrics, data)
         self.pipeline, self.data = pipeline, data
         self.loop, self.noise = loop, noise
         self.caption_dropout, self.num_validation_clips = caption_dropout, num_validation_clips
@@ -62,7 +75,7 @@ class ClipStage:
             pipeline.unet.to(torch.bfloat16)
         self.unet, self.codec = pipeline.unet, pipeline.codec
         self.objective = Objective.from_scheduler(pipeline.scheduler)
-        self.network: nn.Module = torch.compile(self.unet) if loop.compile else self.unet  # type: ignore[assignment]
+        self.network: nn.Module = compiled(self.unet, loop.compile)
         pipeline.set_progress_bar_config(disable=True)
 
     @property
@@ -150,11 +163,11 @@ class ClipStage:
         return self.objective.loss(predict, clean, noise=noise, timestep=timesteps.to(self.device))
 
     def validate(self) -> dict[str, float]:
-        """The loss on held-out clips at evenly spread timesteps, in all and where noise is strongest; and with parts of
-        them given, if the network can be told."""
+        """The loss on held-out clips at evenly spread timesteps, in all and by how much noise there is; and with parts
+        of them given, if the network can be told."""
         batch = self.data.batch(0, self.num_validation_clips, held_out=True)
         losses = self.held_out_losses(batch.clips, batch.captions)
-        found = {"loss": float(losses.mean()), "loss_noisy_half": float(losses[len(losses) // 2 :].mean())}
+        found = by_noise_level(losses) | {"loss_noisy_half": float(losses[len(losses) // 2 :].mean())}
         if self.mix is None:
             return found
         clips, given = self._partly_given(batch, self.mix, torch.Generator().manual_seed(1))
@@ -178,9 +191,10 @@ class ClipStage:
             losses.append(self.denoising(self.unet, clean, noise, timesteps[one], captions[one], known))
         return gathered(torch.cat(losses), len(clips))
 
-    def show(self, folder: Path) -> None:
-        """A sheet of held-out captions, a row each: frames spread over the clip."""
-        captions = self.data.batch(0, SHEET_ROWS, held_out=True).captions
+    def show(self, folder: Path) -> dict[str, float] | None:
+        """A sheet of held-out captions, a row each: frames spread over the clip; and what of them is measured."""
+        batch = self.data.batch(0, self.samples.num_samples, held_out=True)
+        captions = batch.captions
         clips = [self._sampled(caption, seed) for seed, caption in enumerate(captions)]
         every = max(1, clips[0].shape[1] // SHEET_FRAMES)
         rows = torch.cat([clip[0, ::every].transpose(0, 1) for clip in clips], dim=1)
@@ -188,6 +202,10 @@ class ClipStage:
         sheet = contact_sheet(rows, columns=rows.shape[1] // len(clips), scale=3)
         Image.fromarray(sheet).save(folder / "clips.png")
         (folder / "captions.txt").write_text("\n".join(captions) + "\n")
+        made, found = torch.cat(clips).transpose(1, 2), dict[str, float]()
+        for name in self.samples.metrics:
+            found |= METRICS[name](made, batch)
+        return found
 
     def _partly_given(self, batch: Batch, mix: MaskMix, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """The batch's clips as they have to be made, and the parts of them that are given, as the network sees them."""

@@ -18,7 +18,7 @@ from lumiere.model.inflate import add_clock, add_given_words, show_given_to_bloc
 from lumiere.pipeline import LumierePipeline
 from lumiere.training.loop import LoopSettings
 from lumiere.training.noise import NoiseSettings
-from lumiere.training.stages.clips import ClipStage
+from lumiere.training.stages.clips import ClipStage, SampleSettings
 
 
 class ConditionalSettings(Settings):
@@ -46,6 +46,7 @@ class ConditionalSettings(Settings):
     """Share of the clips of which a whole frame is given whose caption then only says how the object moves."""
     caption_dropout: float = Field(default=0.1, ge=0, lt=1)
     num_validation_clips: int = Field(default=16, ge=1)
+    samples: SampleSettings = SampleSettings()
 
 
 class Conditional(ClipStage):
@@ -79,6 +80,7 @@ class Conditional(ClipStage):
             noise=settings.noise,
             caption_dropout=settings.caption_dropout,
             num_validation_clips=settings.num_validation_clips,
+            samples=settings.samples,
             mix=settings.given,
         )
 

@@ -26,7 +26,7 @@ from lumiere.pipeline import LumierePipeline
 from lumiere.training.distributed import num_ranks
 from lumiere.training.loop import LoopSettings
 from lumiere.training.noise import NoiseSettings
-from lumiere.training.stages.clips import ClipStage
+from lumiere.training.stages.clips import ClipStage, SampleSettings
 from lumiere.training.stages.finetune_clips import check_folder
 
 MOST_WORDS = 8
@@ -66,6 +66,7 @@ class MotionSettings(Settings):
     """At most so many frames at once through the image layers: less memory, the same clip; null: all."""
     num_validation_clips: int = Field(default=16, ge=1)
     """Held-out clips, each at its own noise level."""
+    samples: SampleSettings = SampleSettings()
 
 
 class MotionTraining(ClipStage):
@@ -97,6 +98,7 @@ class MotionTraining(ClipStage):
             noise=settings.noise,
             caption_dropout=settings.caption_dropout,
             num_validation_clips=settings.num_validation_clips,
+            samples=settings.samples,
             mix=settings.given if is_told else None,
         )
 
@@ -152,6 +154,11 @@ class MotionTraining(ClipStage):
             raise ValueError(
                 f"{settings.cache} holds latents, and this base {why}; use a cache of text alone (lumiere data cache"
                 " ... --latents false)"
+            )
+        if self.has_latents and settings.samples.metrics:
+            raise ValueError(
+                f"samples.metrics compare with the true clips, of which {settings.cache} holds latents alone; leave"
+                " them out, or use a cache of text alone (lumiere data cache ... --latents false)"
             )
         shards = ShardClips(
             settings.data,

@@ -24,7 +24,7 @@ from lumiere.device import choose_placement
 from lumiere.diffusion.objective import Objective
 from lumiere.model.stunet import STUNet
 from lumiere.pipeline import LumierePipeline
-from lumiere.training.loop import LoopSettings
+from lumiere.training.loop import LoopSettings, compiled
 from lumiere.training.noise import NoiseSettings, draw_noise, embedded_scheduler, even_timesteps, noise_shares
 from lumiere.video import contact_sheet
 
@@ -129,7 +129,7 @@ class TextToImage:
         self.scheduler = embedded_scheduler()
         self.objective = Objective.from_scheduler(self.scheduler)
         self.data = StorybookBatches(settings.data, seed=settings.loop.seed, device=self.device)
-        self.network: nn.Module = torch.compile(self.unet) if settings.loop.compile else self.unet  # type: ignore[assignment]
+        self.network: nn.Module = compiled(self.unet, settings.loop.compile)
 
     def _start_from(self, folder: str) -> None:
         """Take the weights of an exported run's, or a pipeline's, image network and text encoder."""

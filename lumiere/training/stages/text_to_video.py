@@ -28,7 +28,7 @@ from lumiere.model.temporal import TemporalSettings
 from lumiere.pipeline import LumierePipeline, check_guidance_interval
 from lumiere.training.loop import LoopSettings
 from lumiere.training.noise import NoiseSettings, embedded_scheduler
-from lumiere.training.stages.clips import ClipStage
+from lumiere.training.stages.clips import ClipStage, SampleSettings
 
 
 class TextToVideoSettings(Settings):
@@ -60,6 +60,7 @@ class TextToVideoSettings(Settings):
     still would show nothing yet, and the image network already knows the rest."""
     caption_dropout: float = Field(default=0.1, ge=0, lt=1)
     num_validation_clips: int = Field(default=16, ge=1)
+    samples: SampleSettings = SampleSettings()
     default_steps: int = Field(default=16, ge=1)
     """What the exported pipeline does when it is not told otherwise."""
     default_sampler: str = "euler"
@@ -117,6 +118,7 @@ class TextToVideo(ClipStage):
             noise=settings.noise,
             caption_dropout=settings.caption_dropout,
             num_validation_clips=settings.num_validation_clips,
+            samples=settings.samples,
         )
 
 
