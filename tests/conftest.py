@@ -17,3 +17,11 @@ def image_network(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from lumiere.training.run import train
 
     return train("text_to_image_smoke", ["--out", str(tmp_path_factory.mktemp("image"))])
+
+
+@pytest.fixture(scope="session")
+def base_network(tmp_path_factory: pytest.TempPathFactory, image_network: Path) -> Path:
+    """The export of the smoke recipe of text_to_video, a pipeline's folder."""
+    from lumiere.training.run import train
+
+    return train("text_to_video_smoke", ["--image", str(image_network), "--out", str(tmp_path_factory.mktemp("video"))])

@@ -126,8 +126,8 @@ def test_words_are_counted_and_refused() -> None:
         TemporalSettings(words_of_given=3)
 
 
-def test_words_are_trained_alone_on_pairs_of_stills(tmp_path: Path, image_network: Path) -> None:
-    base = train("text_to_video_smoke", ["--out", str(tmp_path / "base"), "--image", str(image_network)])
+def test_words_are_trained_alone_on_pairs_of_stills(tmp_path: Path, base_network: Path) -> None:
+    base = base_network
     said = train("given_words_smoke", ["--out", str(tmp_path / "said"), "--start_from", str(base)])
     before, after = (load_file(run / "unet" / "diffusion_pytorch_model.safetensors") for run in (base, said))
     new = after.keys() - before.keys()

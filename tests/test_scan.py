@@ -225,6 +225,48 @@ def test_cuts_of_the_library_itself(tmp_path: Path) -> None:
     assert [scene.start for scene in found.scenes] == [0, 40]
 
 
+@pytest.mark.skipif(not CLIP_FOLDER.is_dir(), reason="the shared data is not here")
+def test_the_library_finds_the_cuts_of_real_footage_at_the_clips_rate() -> None:
+    library = pytest.importorskip("scenedetect")
+    path = CLIP_FOLDER / "city_bikes_cuts.mp4"
+    settings = SETTINGS.model_copy(update={"detector": "scenedetect"})
+    starts = [scene.start for scene in scan_video(SourceVideo(path.name, path, ("x",)), settings).scenes]
+    # By itself it reads the file at its own rate, and says seconds.
+    true = [round(16 * scene[0].seconds) for scene in library.detect(str(path), library.ContentDetector())]
+    assert starts == true and len(starts) > 2
+
+
+def test_manifests_in_parquet_are_those_in_csv(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    from pyarrow import parquet, table
+
+    videos = [str(folder / "a.mkv"), str(folder / "sub" / "b.mkv"), None, str(folder / "gone.mkv")]
+    captions = [["one", "another"], ["two"], ["three"], None]
+    parquet.write_table(table({"video": videos, "captions": captions}), tmp_path / "list.PARQUET")
+    found = read_sources(tmp_path / "list.PARQUET")
+    assert [one.captions for one in found[:2]] == [("one", "another"), ("two",)]
+    assert [one.problem for one in found[:2]] == [None, None]
+    assert [one.problem for one in found[2:]] == [
+        "column 'video' is empty",
+        "no caption: column 'captions' holds no caption",
+    ]
+    parquet.write_table(table({"vidio": ["x"], "caption": ["x"]}), tmp_path / "list.parquet")
+    with pytest.raises(ValueError, match="did you mean 'vidio'"):
+        read_sources(tmp_path / "list.parquet")
+    (tmp_path / "list.parquet").write_bytes(b"no table")
+    with pytest.raises(ValueError, match=r"list\.parquet cannot be read as Parquet"):
+        read_sources(tmp_path / "list.parquet")
+
+
+def test_parquet_without_its_library_is_refused_with_the_way_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (tmp_path / "list.parquet").touch()
+    with pytest.raises(ValueError, match=r"lumiere\[parquet\]"):
+        read_sources(tmp_path / "list.parquet")
+
+
 def test_small_pictures_are_averages() -> None:
     frame = np.zeros((72, 128, 3), np.uint8)
     frame[:36, :64] = 100

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from concurrent.futures import wait
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,13 @@ import pytest
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
 
+from lumiere.data.buffers import Buffers
 from lumiere.data.pack import PackSettings, pack
 from lumiere.data.scan import Bucket
-from lumiere.data.shards import ShardClips, ShardSettings, read_index
+from lumiere.data.shards import ShardClips, ShardSettings, read_frames, read_index
+from lumiere.data.store import read_bytes
+from lumiere.media import read_clip
+from lumiere.video import from_uint8
 from tests.media_samples import numbered_frames, write_video
 
 SETTINGS = ShardSettings(pool=2, held_out_every=7, readers=2, batches_ahead=2)
@@ -190,6 +196,7 @@ def test_shards_in_a_store_are_read_by_ranges_and_give_the_same(shards: Path) ->
         assert keys(remote, range(8)) == keys(local, range(8))
         ours, theirs = remote.batch(3, 2), local.batch(3, 2)
         assert torch.equal(ours.clips, theirs.clips) and ours.captions == theirs.captions
+        wait(remote._ahead.values())
     read = ShardClips("counted://bucket/shards", SETTINGS.model_copy(update={"batches_ahead": 0}), batch_size=2, seed=3)
     Counted.fetched.clear()
     read.batch(0, 2)
@@ -202,6 +209,45 @@ def test_shards_in_a_store_are_read_by_ranges_and_give_the_same(shards: Path) ->
     memory.pipe_file("/bucket/shards/shard-000000.tar", b"cut")
     with pytest.raises(ValueError, match=r"is not the index of shard-000000\.tar: that has 3 bytes"):
         ShardClips("memory://bucket/shards", SETTINGS, batch_size=2, seed=3)
+
+
+def test_decoded_clips_are_what_the_general_reader_gives(shards: Path, tmp_path: Path) -> None:
+    for clip in (read_index(shards / "shard-000000.tar")[0], read_index(shards / "shard-000003.tar")[-1]):
+        (tmp_path / "clip.mp4").write_bytes(read_bytes(clip.tar, clip.span))
+        true, _ = read_clip(tmp_path / "clip.mp4", fps=clip.fps)
+        assert torch.equal(read_frames([clip, clip])[1], from_uint8(true))
+
+
+def test_a_clip_that_is_not_as_its_index_says_is_refused_by_name(shards: Path) -> None:
+    clip = read_index(shards / "shard-000001.tar")[0]
+    for change, reason in (
+        ({"frames": 3}, "has more frames; its index says 24x16x3"),
+        ({"frames": 5}, "has 4 frames; its index says 24x16x5"),
+        ({"width": 16}, "has frames of 24x16; its index says 16x16x4"),
+        ({"span": (clip.span[0] + 4, clip.span[1])}, "cannot be decoded"),
+        ({"span": (clip.span[0], clip.span[1] // 2)}, "cannot be decoded|has [0-3] frames|is damaged"),
+    ):
+        with pytest.raises(ValueError, match=rf"shard-000001\.tar: the clip {clip.key}.*({reason}).*pack again"):
+            read_frames([replace(clip, **change)])
+
+
+def test_memory_is_lent_again_when_nothing_holds_it() -> None:
+    buffers = Buffers()
+    one, other = buffers.floats(2, 3), buffers.floats(4)
+    places = {one.data_ptr(), other.data_ptr()}
+    assert one.shape == (2, 3) and other.shape == (4,) and len(places) == 2
+    kept = one[1:].movedim(0, 1)
+    kept.fill_(7)
+    del one, other
+    again = buffers.floats(3)
+    again.zero_()
+    assert again.data_ptr() in places and again.data_ptr() != kept.data_ptr() and (kept == 7).all()
+    # What is too small goes when more is wanted.
+    del again
+    larger = buffers.floats(9)
+    assert larger.shape == (9,) and not buffers._free
+    del larger
+    assert [len(piece) for piece in buffers._free] == [9]
 
 
 @pytest.mark.slow

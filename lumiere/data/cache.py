@@ -142,7 +142,7 @@ def _encoded(clips: Sequence[ShardClip], text: TextEncoder, codec: Latents | Non
                 kept = tensor.cpu()
                 found |= {_text_name(one, part): kept[place].clone() for place, one in enumerate(some)}
     if codec is not None:
-        found |= {f"latents/{clip.key}": codec.encode(read_frames(clip)[None])[0].contiguous() for clip in clips}
+        found |= {f"latents/{clip.key}": codec.encode(read_frames([clip]))[0].contiguous() for clip in clips}
     return found
 
 

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +25,10 @@ from torch import Tensor
 from lumiere.config import Settings
 from lumiere.data import store
 from lumiere.data.batches import Batch
+from lumiere.data.buffers import Buffers
 from lumiere.data.store import Place
-from lumiere.media import iterate_frames
-from lumiere.video import from_uint8
+from lumiere.media import decode_mp4
+from lumiere.video import fill_from_uint8
 
 FORMAT = "lumiere-shards"
 
@@ -115,27 +114,36 @@ def load_index(tar: Place) -> Mapping[str, Any]:
     return index
 
 
-def read_frames(clip: ShardClip) -> Tensor:
-    """A clip [3, T, H, W] in -1..1, decoded."""
-    with tempfile.TemporaryDirectory(prefix="lumiere-") as folder:
-        copy = Path(folder) / "clip.mp4"
-        copy.write_bytes(store.read_bytes(clip.tar, clip.span))
-        # Not read_clip, which looks at the whole file before it decodes.
-        found = list(islice(iterate_frames(copy, fps=clip.fps), clip.frames))
-    sizes = {frame.shape[:2] for frame in found}
-    if len(found) != clip.frames or sizes != {(clip.height, clip.width)}:
-        there = ", ".join(f"{width}x{height}" for height, width in sizes)
-        raise ValueError(
-            f"{clip.tar}: the clip {clip.key} has {len(found)} frames of {there}, and its index says {clip.size} (pack"
-            " again)"
-        )
-    return from_uint8(np.stack(found))
+def read_frames(clips: Sequence[ShardClip], buffers: Buffers | None = None) -> Tensor:
+    """Clips of one size [B, 3, T, H, W] in -1..1, decoded. Raises ValueError for one that is not as its index says."""
+    first = clips[0]
+    memory = (buffers or Buffers()).floats(len(clips), first.frames, first.height, first.width, 3)
+    for clip, floats in zip(clips, memory.numpy(), strict=True):
+        try:
+            _decode(clip, floats)
+        except ValueError as error:
+            raise ValueError(f"{clip.tar}: {error}; its index says {clip.size} (pack again)") from error
+    return memory.movedim(-1, 1)
+
+
+def _decode(clip: ShardClip, floats: np.ndarray) -> None:
+    """Fill ``floats`` [T, H, W, 3] with the pictures of a clip, -1..1."""
+    name, count = f"the clip {clip.key}", 0
+    for picture in decode_mp4(store.read_bytes(clip.tar, clip.span), name=name):
+        if picture.shape != floats.shape[1:]:
+            raise ValueError(f"{name} has frames of {picture.shape[1]}x{picture.shape[0]}")
+        if count == len(floats):
+            raise ValueError(f"{name} has more frames")
+        fill_from_uint8(floats[count], picture)
+        count += 1
+    if count != len(floats):
+        raise ValueError(f"{name} has {count} frames")
 
 
 class ShardClips:
     """Batches of the clips in a folder of shards (or a URL of one), as a pure function of (seed, position).
 
-    ``read`` is what becomes of a clip, [C, T, h, w]; None: its frames (``read_frames``).
+    ``read`` is what becomes of a clip, [C, T, h, w]; None: its frames, decoded (``read_frames``).
 
     A position counts the batches of all processes that train together, so the order is the same for any number of
     them; each asks for every ``stride``-th one, and those are what is read ahead for it. Raises ValueError when there
@@ -154,7 +162,7 @@ class ShardClips:
     ) -> None:
         self.settings, self.batch_size, self.seed = settings or ShardSettings(), batch_size, seed
         self.stride = stride
-        self._read_clip = read or read_frames
+        self._read_clip = read
         tars = store.list_files(store.as_place(folder), ".tar")
         if not tars:
             raise ValueError(f"{folder} holds no shards (*.tar); lumiere data pack writes them")
@@ -179,6 +187,7 @@ class ShardClips:
                 f"no size of clips has enough for one batch: there are {_listed(counts)}"
                 f" (lower batch_size, {batch_size})"
             )
+        self._buffers = Buffers()
         self._pool = ThreadPoolExecutor(self.settings.readers)
         self._ahead: dict[int, Future[Batch]] = {}
 
@@ -217,7 +226,10 @@ class ShardClips:
         return self._read(self.clips_of(position), position)
 
     def _read(self, clips: Sequence[ShardClip], position: int) -> Batch:
-        frames = torch.stack([self._read_clip(clip) for clip in clips])
+        if self._read_clip is None:
+            frames = read_frames(clips, self._buffers)
+        else:
+            frames = torch.stack([self._read_clip(clip) for clip in clips])
         numbers = [_number(self.seed, "caption", position, clip.key) for clip in clips]
         captions = [clip.captions[number % len(clip.captions)] for clip, number in zip(clips, numbers, strict=True)]
         return Batch(frames, captions)

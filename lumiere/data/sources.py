@@ -138,18 +138,15 @@ def _captioned(video: SourceVideo, places: Sequence[Path]) -> SourceVideo:
 
 def _rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a manifest."""
-    if path.suffix == ".parquet":
-        try:
-            from pyarrow import parquet  # type: ignore[import-not-found]
-        except ImportError:
-            raise ValueError(f"{path}: Parquet needs pyarrow (pip install pyarrow), or write it as CSV") from None
-        return list(parquet.read_table(path).to_pylist())
+    kind = path.suffix.lower()
+    if kind == ".parquet":
+        return _parquet_rows(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not UTF-8 text") from None
-    if path.suffix in (".csv", ".tsv"):
-        return _table_rows(path, text, delimiter="\t" if path.suffix == ".tsv" else ",")
+    if kind in (".csv", ".tsv"):
+        return _table_rows(path, text, delimiter="\t" if kind == ".tsv" else ",")
     rows = []
     # Not splitlines: it also ends a line at characters that a caption may hold, such as U+2028.
     for number, line in enumerate(text.split("\n"), start=1):
@@ -162,6 +159,19 @@ def _rows(path: Path) -> list[dict[str, Any]]:
                 raise ValueError(f"{path}, line {number}: not an object with columns")
             rows.append(row)
     return rows
+
+
+def _parquet_rows(path: Path) -> list[dict[str, Any]]:
+    try:
+        from pyarrow import ArrowException, parquet  # type: ignore[import-not-found]
+    except ImportError:
+        raise ValueError(
+            f'{path}: Parquet needs pyarrow (pip install "lumiere[parquet]"), or write it as CSV'
+        ) from None
+    try:
+        return list(parquet.read_table(path).to_pylist())
+    except (ArrowException, OSError) as error:
+        raise ValueError(f"{path} cannot be read as Parquet ({error})") from None
 
 
 def _table_rows(path: Path, text: str, *, delimiter: str) -> list[dict[str, Any]]:

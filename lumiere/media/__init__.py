@@ -4,7 +4,7 @@ Reading goes by true presentation times and ends in the right pictures or in a V
 temporary name, so that a file is either whole or not there.
 """
 
-from lumiere.media.container import starts_with_key_frame
+from lumiere.media.container import decode_mp4, starts_with_key_frame
 from lumiere.media.image import read_image, read_mask_image
 from lumiere.media.picture import BrokenOff, VideoInfo
 from lumiere.media.read import VIDEO_SUFFIXES, iterate_frames, probe, read_clip
@@ -17,6 +17,7 @@ __all__ = [
     "BrokenOff",
     "VideoInfo",
     "check_writable",
+    "decode_mp4",
     "iterate_frames",
     "probe",
     "read_clip",

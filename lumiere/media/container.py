@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from lumiere.media.picture import MAX_PIXELS, BrokenOff, Picture, VideoInfo, check_picture_size, over_background
 from lumiere.video import FPS
@@ -40,6 +42,8 @@ def container_pictures(path: Path, *, start_s: float = 0.0, may_seek: bool = Tru
         if first is None:
             raise ValueError(_nothing_decoded(path, stream, "empty or cut off"))
         origin_s = first[0]
+        # One for all pictures: what it sets up for a size and format takes as long as converting some small pictures.
+        reformatter = VideoReformatter()
         if may_seek and start_s > SEEK_FROM_S and _seeks_well(container, stream):
             landed = _seek(container, stream, origin_s + start_s, path=path)
             if landed is None:
@@ -51,7 +55,7 @@ def container_pictures(path: Path, *, start_s: float = 0.0, may_seek: bool = Tru
                 time_s - origin_s,
                 float(frame.duration * frame.time_base) if frame.duration else None,
                 pixel_aspect=_upright_aspect(stream, _orientation(frame, path)[0]),
-                convert=partial(_upright_rgb, frame, path),
+                convert=partial(_upright_rgb, frame, path, reformatter),
             )
 
 
@@ -183,23 +187,52 @@ def _seek(container: Any, stream: Any, target_s: float, *, path: Path) -> tuple[
     return (landed, frames) if landed is not None and landed[0] <= target_s else None
 
 
-def _upright_rgb(frame: Any, path: Path) -> np.ndarray:
-    """Pixels [H, W, 3] of a decoded frame: turned as its display matrix says, over white where it is transparent."""
-    source = {}
-    if not frame.format.is_rgb and frame.colorspace == UNSPECIFIED_COLORSPACE:
-        # What players assume: BT.709 for high definition, BT.601 below.
-        source["src_colorspace"] = "ITU709" if frame.height >= HD_HEIGHT else "ITU601"
+def decode_mp4(data: bytes, *, name: str) -> Iterator[np.ndarray]:
+    """The pictures [H, W, 3] of an MP4 in memory, in their order, whatever their times, decoded by this thread alone.
+
+    Each may lie in memory of the decoder: copy what is to be kept. Raises ValueError, in which the clip has this
+    ``name``, when it cannot be decoded or a picture is incomplete.
+    """
+    path, reformatter, is_plain = Path(name), VideoReformatter(), None
+    # Opening decodes a picture to see what it is like, unless told not to; that takes as long as opening itself.
+    options, skipped = {"max_pixels": str(MAX_PIXELS)}, [{"skip_frame": "all"}]
     try:
-        if _has_alpha(frame):
-            pixels = over_background(frame.to_ndarray(format="rgba", threads=1, **source))
-        else:
-            pixels = frame.to_ndarray(format="rgb24", threads=1, **source)
-    except (av.error.FFmpegError, ValueError) as error:
-        raise ValueError(f"{path}: pixel format {frame.format.name} cannot be converted: {reason(error)}") from error
+        # With the format said, nothing in the data can make FFmpeg take it for a list of other files.
+        with av.open(io.BytesIO(data), format="mp4", options=options, stream_options=skipped) as container:
+            stream = container.streams.video[0]
+            stream.codec_context.thread_count = 1
+            for frame in container.decode(stream):
+                if frame.is_corrupt:
+                    raise ValueError(f"{name} is damaged: a picture is incomplete")
+                if is_plain is None:  # Of one clip all pictures are alike, and asking takes time.
+                    is_plain = not _has_alpha(frame) and not any(_orientation(frame, path))
+                yield (_stored_rgb if is_plain else _upright_rgb)(frame, path, reformatter)
+    except (av.error.FFmpegError, IndexError) as error:
+        raise ValueError(f"{name} cannot be decoded: {reason(error)}") from error
+
+
+def _upright_rgb(frame: Any, path: Path, reformatter: Any) -> np.ndarray:
+    """Pixels [H, W, 3] of a decoded frame: turned as its display matrix says, over white where it is transparent."""
+    pixels = _stored_rgb(frame, path, reformatter)
     is_turned, flips_x, flips_y = _orientation(frame, path)
     if is_turned:
         pixels = pixels.swapaxes(0, 1)
     return np.ascontiguousarray(pixels[:: -1 if flips_y else 1, :: -1 if flips_x else 1])
+
+
+def _stored_rgb(frame: Any, path: Path, reformatter: Any) -> np.ndarray:
+    """The same as they are stored, not turned."""
+    source = {}
+    if not frame.format.is_rgb and frame.colorspace == UNSPECIFIED_COLORSPACE:
+        # What players assume: BT.709 for high definition, BT.601 below.
+        source["src_colorspace"] = "ITU709" if frame.height >= HD_HEIGHT else "ITU601"
+    has_alpha = _has_alpha(frame)
+    try:
+        converted = reformatter.reformat(frame, format="rgba" if has_alpha else "rgb24", threads=1, **source)
+    except (av.error.FFmpegError, ValueError) as error:
+        raise ValueError(f"{path}: pixel format {frame.format.name} cannot be converted: {reason(error)}") from error
+    pixels = converted.to_ndarray()
+    return over_background(pixels) if has_alpha else pixels
 
 
 def _orientation(frame: Any, path: Path) -> tuple[bool, bool, bool]:
@@ -223,7 +256,12 @@ def _upright_aspect(stream: Any, is_turned: bool) -> float:
 
 
 def _has_alpha(frame: Any) -> bool:
-    return frame.format.name == "pal8" or any(component.is_alpha for component in frame.format.components)
+    return _format_has_alpha(frame.format.name)
+
+
+@cache
+def _format_has_alpha(name: str) -> bool:
+    return name == "pal8" or any(component.is_alpha for component in av.VideoFormat(name).components)
 
 
 def _timing(path: Path, stream: Any) -> dict[str, Any]:
