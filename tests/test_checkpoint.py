@@ -108,8 +108,9 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_taken(
     capsys.readouterr()
     again = tiny_trainer(out, num_steps=6, validate_every=2, save_every=2, keep_checkpoints=3)
     again.run()
-    said = " ".join(capsys.readouterr().out.split())
-    assert "is damaged" in said and f"going on from {out}/step-0000004" in said.replace("/ ", "/")
+    # Long paths are broken across the lines of a narrow terminal.
+    said = "".join(capsys.readouterr().out.split())
+    assert "isdamaged" in said and f"goingonfrom{out}/step-0000004" in said
     assert again.stage.asked == [4, 5]  # type: ignore[attr-defined]
     for one, other in zip(checkpoints(whole), checkpoints(out), strict=True):
         assert_equal(one, other)
