@@ -203,11 +203,16 @@ def entries() -> list[Entry]:
         ),
         Entry(
             "edit_style",
-            "Made anew in a style: `lumiere edit --style neon`",
+            "Made anew in a style: `lumiere edit --style watercolour --strength 0.6 --guidance 1`",
             caption(slide),
             11,
             Given(
-                slide_clip, lambda p, call: _in_style(p, "neon", lambda: edit(p, slide_clip, caption(slide), **call))
+                slide_clip,
+                lambda p, call: _in_style(
+                    p,
+                    "watercolour",
+                    lambda: edit(p, slide_clip, caption(slide), strength=0.6, guidance_scale=1.0, **call),
+                ),
             ),
         ),
     ]
@@ -222,16 +227,14 @@ def _in_style(pipeline: LumierePipeline, style: str, make: Callable[[], Tensor])
         remove_style(pipeline)
 
 
-def styled_clips(pipeline: LumierePipeline, prompt: str, seed: int) -> Tensor:
-    """One prompt and seed [3, T, H, W] plain and in every style of the package, side by side."""
+def styled_clips(pipeline: LumierePipeline, prompt: str, seed: int) -> list[Tensor]:
+    """One prompt and seed plain and in every style of the package, [3, T, H, W] each."""
 
     def made() -> Tensor:
         output: Any = pipeline(prompt, generator=torch.Generator().manual_seed(seed), output_type="pt")
-        return output.frames.transpose(1, 2) * 2 - 1
+        return output.frames[0].transpose(0, 1) * 2 - 1
 
-    clips = [made(), *(_in_style(pipeline, style, made) for style in embedded_styles())]
-    gap = clips[0].new_ones(*clips[0].shape[:4], 4)
-    return torch.cat([part for clip in clips for part in (clip, gap)][:-1], dim=-1)[0]
+    return [made(), *(_in_style(pipeline, style, made) for style in embedded_styles())]
 
 
 def write_readme_clips(pipeline: LumierePipeline) -> None:
@@ -285,18 +288,19 @@ def write_applications(pipeline: LumierePipeline) -> None:
 
 
 def _styles_side_by_side(pipeline: LumierePipeline) -> list[str]:
-    """The gallery's lines about styles; writes their clip, with super-resolution."""
+    """The gallery's lines about styles; writes their sheet, with super-resolution: a row each, every tenth frame."""
     prompt, seed = CLIPS[STYLED]
-    path = DOCS / "gallery" / "styles.webp"
-    write_clip(to_uint8(styled_clips(pipeline, prompt, seed)), path, recipe={"prompt": prompt, "seed": seed})
-    path.with_suffix(".json").unlink()
+    rows = [clip[:, ::10] for clip in styled_clips(pipeline, prompt, seed)]
+    Image.fromarray(contact_sheet(torch.cat(rows, dim=1), columns=rows[0].shape[1])).save(
+        DOCS / "gallery" / "styles.png"
+    )
     return [
         "",
-        "## The styles inside, side by side: `lumiere generate --style`",
+        "## The styles inside, one seed: `lumiere generate --style`",
         "",
-        f'"{prompt}", seed {seed}: plain, {", ".join(embedded_styles())}, each at its usual strength',
+        f'"{prompt}", seed {seed}; plain, {", ".join(embedded_styles())}, at the usual strength; every tenth frame',
         "",
-        '<img src="gallery/styles.webp" width="800" alt="styles">',
+        "![the styles](gallery/styles.png)",
     ]
 
 
