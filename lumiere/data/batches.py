@@ -85,11 +85,10 @@ class StorybookBatches:
         num_turning = _random_round(count * turning, generator) if turning else 0
         num_empty = _random_round(count * self.settings.empty_share, generator) if self.settings.empty_share else 0
         num_alone = max(0, count - num_pairs - num_empty)
-        ends = [num_alone, count - num_pairs, count]
         scenes = [
             draw_scene(
                 generator,
-                num_actors=1 if index < ends[0] else 0 if index < ends[1] else 2,
+                num_actors=1 if index < num_alone else 0 if index < count - num_pairs else 2,
                 held_out=held_out,
                 motions=TURNING_MOTIONS if index < num_turning else MOTIONS,
             )
@@ -134,9 +133,10 @@ def _rendered(scenes: Sequence[Scene], times_s: Tensor, size: int) -> Tensor:
     kinds: dict[tuple[int, str], list[int]] = {}
     for index, scene in enumerate(scenes):
         kinds.setdefault((len(scene.actors), scene.style), []).append(index)
-    drawn = torch.cat([render([scenes[i] for i in rows], times_s[rows], size=size) for rows in kinds.values()])
-    order = torch.tensor([index for rows in kinds.values() for index in rows], device=drawn.device)
-    return drawn[order.argsort()]
+    clips: dict[int, Tensor] = {}
+    for rows in kinds.values():
+        clips |= zip(rows, render([scenes[index] for index in rows], times_s[rows], size=size), strict=True)
+    return torch.stack([clips[index] for index in range(len(scenes))])
 
 
 def _random_round(value: float, generator: torch.Generator) -> int:
