@@ -2,13 +2,15 @@
 
     python -m benchmarks.loader [--sizes 64x64x16 128x128x80] [--folders SHARDS] [--readers 1 4] [--out REPORT.json]
 
-Three ways through the same clips, in as many threads, each of which reads a clip's bytes out of its tar:
+Four ways through the same clips, in as many threads, each of which reads a clip's bytes out of its tar:
 
 - *decoding*: PyAV decodes every picture, and it is thrown away as the decoder left it (YUV);
 - *decoding to RGB*: every picture becomes an array too, by one converter a clip, and is thrown away: the least that
   anyone does who wants pictures, and what the bar of 1.2 times is set on;
-- *the loader*: batches [B, 3, T, H, W] of floats in -1..1, with captions. What it reads ahead and is not asked for is
-  waited for, and counted as given.
+- *the loader*: batches [B, 3, T, H, W] of 8-bit pixels, with captions. What it reads ahead and is not asked for is
+  waited for, and counted as given;
+- *the loader, and floats*: the same, and each batch that is asked for becomes floats in -1..1, as training makes them
+  on its device; here on the CPU, by one thread.
 
 The ways take turns, and of each the fastest round counts, in seconds that pass and in seconds of the processor (all
 threads of it): the latter say more on a machine that does other work beside, and the bar is set on them. Shards are
@@ -29,12 +31,14 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import av
 import numpy as np
+import torch
 import tyro
 from av.video.reformatter import VideoReformatter
 
@@ -117,9 +121,12 @@ def measure(folder: Path, readers: int, options: Options) -> dict[str, Any]:
         with ThreadPoolExecutor(readers) as pool:
             return sum(pool.map(work, drawn(steps)))
 
-    def load(steps: range) -> int:
+    def load(steps: range, *, as_floats: bool = False) -> int:
         for step in steps:
-            assert len(clips.batch(step, options.batch_size).captions) == options.batch_size
+            batch = clips.batch(step, options.batch_size)
+            assert len(batch.captions) == options.batch_size
+            if as_floats:
+                assert batch.on(torch.device("cpu")).clips.is_floating_point()
         wait(clips._ahead.values())
         return sum(clip.frames for clip in drawn(steps))
 
@@ -127,6 +134,7 @@ def measure(folder: Path, readers: int, options: Options) -> dict[str, Any]:
         "decoding": lambda steps: each(decode, steps),
         "decoding_to_rgb": lambda steps: each(decode_to_rgb, steps),
         "loader": load,
+        "loader_and_floats": lambda steps: load(steps, as_floats=True),
     }
     began = time.perf_counter()
     each(decode_to_rgb, range(1))
@@ -158,10 +166,10 @@ def measure(folder: Path, readers: int, options: Options) -> dict[str, Any]:
 def compared(seconds: dict[str, list[float]]) -> dict[str, Any]:
     """The fastest round of each way, how often the loader takes as long, and the median of that over rounds."""
     found: dict[str, Any] = {way: round(min(rounds), 4) for way, rounds in seconds.items()}
-    for way in ("decoding", "decoding_to_rgb"):
-        pairs = zip(seconds["loader"], seconds[way], strict=True)
-        found[f"loader_per_{way}"] = round(min(seconds["loader"]) / min(seconds[way]), 3)
-        found[f"loader_per_{way}_median"] = round(median(loader / other for loader, other in pairs), 3)
+    for loader, way in product(("loader", "loader_and_floats"), ("decoding", "decoding_to_rgb")):
+        pairs = zip(seconds[loader], seconds[way], strict=True)
+        found[f"{loader}_per_{way}"] = round(min(seconds[loader]) / min(seconds[way]), 3)
+        found[f"{loader}_per_{way}_median"] = round(median(ours / other for ours, other in pairs), 3)
     return found
 
 
@@ -179,6 +187,7 @@ def machine() -> dict[str, Any]:
 
 def main(options: Options) -> None:
     """Measure, print, and keep the report."""
+    torch.set_num_threads(1)
     rows = []
     with tempfile.TemporaryDirectory() as place:
         shards = {size: made(Path(place) / size, size, options.videos) for size in options.sizes}

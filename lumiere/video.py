@@ -16,15 +16,16 @@ def from_uint8(frames: np.ndarray | Tensor) -> Tensor:
     pixels = torch.as_tensor(frames)
     if pixels.dtype != torch.uint8 or pixels.ndim < 4 or pixels.shape[-1] != 3:
         raise ValueError(f"frames must be 8-bit [..., T, H, W, 3]; got {pixels.dtype} {list(pixels.shape)}")
-    return pixels.float().div_(127.5).sub_(1).movedim(-1, -4)
+    return as_floats(pixels.movedim(-1, -4))
 
 
-def fill_from_uint8(floats: np.ndarray, frame: np.ndarray) -> None:
-    """Write what ``from_uint8`` makes of 8-bit pixels [H, W, 3] into 32-bit floats [H, W, 3], by this thread alone."""
-    assert floats.dtype == np.float32 and frame.dtype == np.uint8, (floats.dtype, frame.dtype)
-    np.copyto(floats, frame)
-    np.divide(floats, np.float32(127.5), out=floats)
-    np.subtract(floats, np.float32(1), out=floats)
+def as_floats(clip: Tensor, device: torch.device | str | None = None) -> Tensor:
+    """A clip of 8-bit pixels (0..255, of any shape) as floats in -1..1, on ``device``; one of floats as it is, there.
+
+    It goes there first: 8-bit pixels are a quarter of the bytes.
+    """
+    clip = clip.to(device)
+    return clip.float().div_(127.5).sub_(1) if clip.dtype == torch.uint8 else clip
 
 
 def to_uint8(clip: Tensor) -> np.ndarray:

@@ -24,7 +24,7 @@ from lumiere.data.scan import Bucket
 from lumiere.data.shards import ShardClips, ShardSettings, read_frames, read_index
 from lumiere.data.store import read_bytes
 from lumiere.media import read_clip
-from lumiere.video import from_uint8
+from lumiere.video import as_floats, from_uint8
 from tests.media_samples import numbered_frames, write_video
 
 SETTINGS = ShardSettings(pool=2, held_out_every=7, readers=2, batches_ahead=2)
@@ -96,7 +96,7 @@ def test_frames_and_captions_are_the_clip_s_own(shards: Path) -> None:
         for clip, frames, caption in zip(clips.clips_of(step), batch.clips, batch.captions, strict=True):
             assert frames.shape == (3, 4, clip.height, clip.width) and caption in clip.captions
             number = int(caption.split()[1])
-            green = (frames[1, :, 12, 2] + 1) * 127.5
+            green = frames[1, :, 12, 2].float()
             assert torch.allclose(green, torch.full_like(green, 20.0 * number), atol=8)
     said = {clips.batch(step, 2).captions[0].split()[0] for step in range(12)}
     assert said == {"video", "number"}
@@ -215,7 +215,8 @@ def test_decoded_clips_are_what_the_general_reader_gives(shards: Path, tmp_path:
     for clip in (read_index(shards / "shard-000000.tar")[0], read_index(shards / "shard-000003.tar")[-1]):
         (tmp_path / "clip.mp4").write_bytes(read_bytes(clip.tar, clip.span))
         true, _ = read_clip(tmp_path / "clip.mp4", fps=clip.fps)
-        assert torch.equal(read_frames([clip, clip])[1], from_uint8(true))
+        decoded = read_frames([clip, clip])
+        assert decoded.dtype == torch.uint8 and torch.equal(as_floats(decoded)[1], from_uint8(true))
 
 
 def test_a_clip_that_is_not_as_its_index_says_is_refused_by_name(shards: Path) -> None:
@@ -233,18 +234,18 @@ def test_a_clip_that_is_not_as_its_index_says_is_refused_by_name(shards: Path) -
 
 def test_memory_is_lent_again_when_nothing_holds_it() -> None:
     buffers = Buffers()
-    one, other = buffers.floats(2, 3), buffers.floats(4)
+    one, other = buffers.bytes(2, 3), buffers.bytes(4)
     places = {one.data_ptr(), other.data_ptr()}
     assert one.shape == (2, 3) and other.shape == (4,) and len(places) == 2
     kept = one[1:].movedim(0, 1)
     kept.fill_(7)
     del one, other
-    again = buffers.floats(3)
+    again = buffers.bytes(3)
     again.zero_()
     assert again.data_ptr() in places and again.data_ptr() != kept.data_ptr() and (kept == 7).all()
     # What is too small goes when more is wanted.
     del again
-    larger = buffers.floats(9)
+    larger = buffers.bytes(9)
     assert larger.shape == (9,) and not buffers._free
     del larger
     assert [len(piece) for piece in buffers._free] == [9]

@@ -155,7 +155,7 @@ def test_what_is_trained_is_asked_as_it_is_in_sampling(
         return forward(sample, timestep, states, **told)
 
     monkeypatch.setattr(stage.unet, "forward", watched)
-    batch = stage.data.batch(0, 2)
+    batch = stage.data.batch(0, 2).on(stage.device)
     with torch.no_grad():
         stage.losses(0, 2)
         generator = torch.Generator().manual_seed(2_000_000_011)

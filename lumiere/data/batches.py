@@ -26,19 +26,24 @@ from lumiere.data.storybook import (
     render,
     without_actors,
 )
+from lumiere.video import as_floats
 
 CLIP_S = 5.0
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Clips [B, 3, T, H, W] in -1..1 and their captions; where the storybook drew them, ``scenes`` at ``times_s``
-    [B, T]."""
+    """Clips [B, 3, T, H, W] in -1..1, or of 8-bit pixels that ``on`` makes floats of, and their captions; where the
+    storybook drew them, ``scenes`` at ``times_s`` [B, T]."""
 
     clips: Tensor
     captions: list[str]
     scenes: tuple[Scene, ...] = ()
     times_s: Tensor | None = None
+
+    def on(self, device: torch.device) -> Batch:
+        """The same with its clips on ``device``, as floats."""
+        return replace(self, clips=as_floats(self.clips, device))
 
 
 class StorybookSettings(Settings):

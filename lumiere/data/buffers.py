@@ -20,8 +20,8 @@ class Buffers:
         self._free: list[np.ndarray] = []
         self._lock = Lock()
 
-    def floats(self, *shape: int) -> Tensor:
-        """A tensor of that shape, filled with anything."""
+    def bytes(self, *shape: int) -> Tensor:
+        """A tensor of 8-bit numbers of that shape, filled with anything."""
         wanted = prod(shape)
         with self._lock:
             # The smallest that is large enough; else the largest, which makes room for a larger one.
@@ -32,7 +32,7 @@ class Buffers:
             )
             piece = None if place is None else self._free.pop(place)
         if piece is None or len(piece) < wanted:
-            piece = np.empty(wanted, dtype=np.float32)
+            piece = np.empty(wanted, dtype=np.uint8)
         lent = np.asarray(_Lent(piece, self._free))
         return torch.from_numpy(lent)[:wanted].view(shape)
 

@@ -25,6 +25,7 @@ from lumiere.data import store
 from lumiere.data.shards import ShardClip, load_index, read_frames, read_index
 from lumiere.data.store import Place
 from lumiere.progress import progress_bar
+from lumiere.video import as_floats
 
 FORMAT = "lumiere-cache"
 CAPTIONS_AT_ONCE = 16
@@ -142,7 +143,7 @@ def _encoded(clips: Sequence[ShardClip], text: TextEncoder, codec: Latents | Non
                 kept = tensor.cpu()
                 found |= {_text_name(one, part): kept[place].clone() for place, one in enumerate(some)}
     if codec is not None:
-        found |= {f"latents/{clip.key}": codec.encode(read_frames([clip]))[0].contiguous() for clip in clips}
+        found |= {f"latents/{clip.key}": codec.encode(as_floats(read_frames([clip])))[0].contiguous() for clip in clips}
     return found
 
 

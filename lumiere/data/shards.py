@@ -28,7 +28,6 @@ from lumiere.data.batches import Batch
 from lumiere.data.buffers import Buffers
 from lumiere.data.store import Place
 from lumiere.media import decode_mp4
-from lumiere.video import fill_from_uint8
 
 FORMAT = "lumiere-shards"
 
@@ -115,35 +114,39 @@ def load_index(tar: Place) -> Mapping[str, Any]:
 
 
 def read_frames(clips: Sequence[ShardClip], buffers: Buffers | None = None) -> Tensor:
-    """Clips of one size [B, 3, T, H, W] in -1..1, decoded. Raises ValueError for one that is not as its index says."""
+    """Clips of one size [B, 3, T, H, W], decoded, of 8-bit pixels: ``video.as_floats`` makes them -1..1.
+
+    Raises ValueError for one that is not as its index says.
+    """
     first = clips[0]
-    memory = (buffers or Buffers()).floats(len(clips), first.frames, first.height, first.width, 3)
-    for clip, floats in zip(clips, memory.numpy(), strict=True):
+    memory = (buffers or Buffers()).bytes(len(clips), first.frames, first.height, first.width, 3)
+    for clip, pixels in zip(clips, memory.numpy(), strict=True):
         try:
-            _decode(clip, floats)
+            _decode(clip, pixels)
         except ValueError as error:
             raise ValueError(f"{clip.tar}: {error}; its index says {clip.size} (pack again)") from error
     return memory.movedim(-1, 1)
 
 
-def _decode(clip: ShardClip, floats: np.ndarray) -> None:
-    """Fill ``floats`` [T, H, W, 3] with the pictures of a clip, -1..1."""
+def _decode(clip: ShardClip, pixels: np.ndarray) -> None:
+    """Fill ``pixels`` [T, H, W, 3] with the pictures of a clip."""
     name, count = f"the clip {clip.key}", 0
     for picture in decode_mp4(store.read_bytes(clip.tar, clip.span), name=name):
-        if picture.shape != floats.shape[1:]:
+        if picture.shape != pixels.shape[1:]:
             raise ValueError(f"{name} has frames of {picture.shape[1]}x{picture.shape[0]}")
-        if count == len(floats):
+        if count == len(pixels):
             raise ValueError(f"{name} has more frames")
-        fill_from_uint8(floats[count], picture)
+        pixels[count] = picture
         count += 1
-    if count != len(floats):
+    if count != len(pixels):
         raise ValueError(f"{name} has {count} frames")
 
 
 class ShardClips:
     """Batches of the clips in a folder of shards (or a URL of one), as a pure function of (seed, position).
 
-    ``read`` is what becomes of a clip, [C, T, h, w]; None: its frames, decoded (``read_frames``).
+    ``read`` is what becomes of a clip, [C, T, h, w]; None: its frames, decoded (``read_frames``). Those stay of 8 bits
+    until ``Batch.on`` the device: as floats they are four times the bytes, and writing them took as long as decoding.
 
     A position counts the batches of all processes that train together, so the order is the same for any number of
     them; each asks for every ``stride``-th one, and those are what is read ahead for it. Raises ValueError when there

@@ -98,7 +98,7 @@ class ClipStage:
 
     def losses(self, position: int, count: int) -> Tensor:
         """Denoising loss [B] of the clips at a position."""
-        batch = self.data.batch(position, count)
+        batch = self.data.batch(position, count).on(self.device)
         clips, given = self.given(batch, position)
         clean = self.encoded(clips)
         noise, timesteps, luck = draw_noise(
@@ -165,7 +165,7 @@ class ClipStage:
     def validate(self) -> dict[str, float]:
         """The loss on held-out clips at evenly spread timesteps, in all and by how much noise there is; and with parts
         of them given, if the network can be told."""
-        batch = self.data.batch(0, self.num_validation_clips, held_out=True)
+        batch = self.data.batch(0, self.num_validation_clips, held_out=True).on(self.device)
         losses = self.held_out_losses(batch.clips, batch.captions)
         found = by_noise_level(losses) | {"loss_noisy_half": float(losses[len(losses) // 2 :].mean())}
         if self.mix is None:
@@ -193,7 +193,7 @@ class ClipStage:
 
     def show(self, folder: Path) -> dict[str, float] | None:
         """A sheet of held-out captions, a row each: frames spread over the clip; and what of them is measured."""
-        batch = self.data.batch(0, self.samples.num_samples, held_out=True)
+        batch = self.data.batch(0, self.samples.num_samples, held_out=True).on(self.device)
         captions = batch.captions
         clips = [self._sampled(caption, seed) for seed, caption in enumerate(captions)]
         every = max(1, clips[0].shape[1] // SHEET_FRAMES)

@@ -22,7 +22,7 @@ from lumiere.training.distributed import gathered, share
 from lumiere.training.loop import LoopSettings, compiled
 from lumiere.training.noise import NoiseSettings, by_noise_level, draw_noise, even_timesteps
 from lumiere.training.stages.clips import ClipBatches
-from lumiere.video import channels_last, contact_sheet, in_blocks, psnr_db, resize_clip
+from lumiere.video import as_floats, channels_last, contact_sheet, in_blocks, psnr_db, resize_clip
 
 NUM_SHOWN = 4
 
@@ -92,7 +92,7 @@ class UpscalingStage:
         settings, seed = self.settings, self.settings.loop.seed
         batch = self.data.batch(position, count)
         generator = torch.Generator().manual_seed(seed * 1_000_003 + position * 2 + 2_000_000_011)
-        clips = self.part(batch.clips, generator)
+        clips = as_floats(self.part(batch.clips, generator), self.device)
         levels = torch.randint(settings.max_noise_level + 1, (len(clips),), generator=generator)
         is_nothing = torch.rand(len(clips), generator=generator) < settings.no_clip_share
         levels[is_nothing] = self.stage.low_res_scheduler.config.num_train_timesteps - 1
@@ -138,7 +138,7 @@ class UpscalingStage:
         losses = []
         for index in share(count):
             one, generator = slice(index, index + 1), torch.Generator().manual_seed(index)
-            clip = self.part(batch.clips[one], generator)
+            clip = as_floats(self.part(batch.clips[one], generator), self.device)
             beside = self._beside(clip, levels[one], generator)
             clean = self.codec.encode(clip)
             noise = torch.randn(clean.shape, generator=generator)
@@ -149,7 +149,7 @@ class UpscalingStage:
     def _upscaled(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(small enlarged by repeating, bicubic, the network's, true) parts of the same held-out clips."""
         batch = self.data.batch(1, NUM_SHOWN, held_out=True)
-        truth = self._shown_part(batch.clips).cpu()
+        truth = as_floats(self._shown_part(batch.clips)).cpu()
         small = self._small(truth)
         size = (truth.shape[-2], truth.shape[-1])
         sharp = self.stage(
