@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lumiere.video import contact_sheet, fold_time, from_uint8, psnr_db, resize_clip, to_uint8, unfold_time
+from lumiere.video import as_floats, contact_sheet, fold_time, from_uint8, psnr_db, resize_clip, to_uint8, unfold_time
 
 
 def test_every_byte_survives_the_way_to_a_clip_and_back() -> None:
@@ -28,6 +28,14 @@ def test_batches_of_frames_become_batches_of_clips() -> None:
 def test_frames_of_another_kind_are_refused(frames: np.ndarray) -> None:
     with pytest.raises(ValueError, match="8-bit"):
         from_uint8(frames)
+
+
+def test_8_bit_clips_become_floats_as_they_lie_in_memory_and_floats_stay() -> None:
+    frames = torch.arange(256, dtype=torch.uint8).repeat(3).view(4, 8, 8, 3)
+    clip = as_floats(frames.movedim(-1, -4))
+    assert torch.equal(clip, from_uint8(frames.numpy())) and clip.stride() == frames.movedim(-1, -4).stride()
+    assert np.array_equal(to_uint8(clip), frames.numpy())
+    assert as_floats(clip) is clip
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
