@@ -41,8 +41,8 @@ class Batch:
     scenes: tuple[Scene, ...] = ()
     times_s: Tensor | None = None
 
-    def on(self, device: torch.device) -> Batch:
-        """The same with its clips on ``device``, as floats."""
+    def on(self, device: torch.device | None) -> Batch:
+        """The same with its clips on ``device`` (None: where they are), as floats."""
         return replace(self, clips=as_floats(self.clips, device))
 
 

@@ -165,7 +165,8 @@ class ClipStage:
     def validate(self) -> dict[str, float]:
         """The loss on held-out clips at evenly spread timesteps, in all and by how much noise there is; and with parts
         of them given, if the network can be told."""
-        batch = self.data.batch(0, self.num_validation_clips, held_out=True).on(self.device)
+        # Where they are: to the device they go one at a time.
+        batch = self.data.batch(0, self.num_validation_clips, held_out=True).on(None)
         losses = self.held_out_losses(batch.clips, batch.captions)
         found = by_noise_level(losses) | {"loss_noisy_half": float(losses[len(losses) // 2 :].mean())}
         if self.mix is None:
@@ -193,7 +194,7 @@ class ClipStage:
 
     def show(self, folder: Path) -> dict[str, float] | None:
         """A sheet of held-out captions, a row each: frames spread over the clip; and what of them is measured."""
-        batch = self.data.batch(0, self.samples.num_samples, held_out=True).on(self.device)
+        batch = self.data.batch(0, self.samples.num_samples, held_out=True).on(None)
         captions = batch.captions
         clips = [self._sampled(caption, seed) for seed, caption in enumerate(captions)]
         every = max(1, clips[0].shape[1] // SHEET_FRAMES)
