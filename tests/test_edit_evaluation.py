@@ -118,6 +118,13 @@ def test_a_recoloured_clip_has_the_new_colour_on_the_old_path() -> None:
     assert one.new_colour in one.prompt("recolour") and one.scene.actors[0].colour not in one.prompt("recolour")
 
 
+def test_a_brief_prompt_names_the_object_and_its_new_colour_alone() -> None:
+    one = case("recolour_briefly")
+    actor = one.scene.actors[0]
+    assert one.prompt("recolour_briefly").split() == ["a", one.new_colour, actor.object]
+    assert measures("recolour_briefly", one, one.clip) == measures("recolour", one, one.clip)
+
+
 def test_prompts_say_what_is_asked_for_and_no_more() -> None:
     one = case("animate")
     actor = one.scene.actors[0]

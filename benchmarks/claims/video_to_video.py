@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -29,7 +29,6 @@ from lumiere.evaluation.edits import BARS, Measures, draw_case, measures, summar
 from lumiere.progress import progress_bar
 from lumiere.video import contact_sheet
 
-EDIT = "recolour"
 NUM_SHOWN = 10
 
 
@@ -39,6 +38,8 @@ class Options:
 
     model: Path | None = None
     """Folder of a pipeline; none: the one inside the package."""
+    edit: Literal["recolour", "recolour_briefly"] = "recolour"
+    """By the clip's whole caption with another colour, or by the object and its new colour alone."""
     strengths: tuple[float, ...] = (0.2, 0.3, 0.4, 0.5, 0.65, 0.8, 1.0)
     num_scenes: int = 16
     shown: int = 2
@@ -50,7 +51,7 @@ class Options:
 def draw(figure: Figure, report: dict[str, Any]) -> None:
     """Both measures by strength, and their bars."""
     axis = figure.subplots()
-    for name, bar in BARS[EDIT].items():
+    for name, bar in BARS[report["edit"]].items():
         line = axis.plot(report["strengths"], [row[name] for row in report["measures"]], marker="o", label=name)[0]
         axis.axhline(bar.low, color=line.get_color(), linestyle=":", linewidth=1)
     axis.set(xlabel="strength", ylabel=f"share of {report['num_scenes']} clips", ylim=(0, 1.03))
@@ -64,7 +65,7 @@ def main(options: Options) -> dict[str, Any]:
     pipeline.set_progress_bar_config(disable=True)
     size, frames = pipeline.default_size, int(pipeline.config.num_frames)
     numbers = range(NUM_SCENES, NUM_SCENES + options.num_scenes)
-    cases = [draw_case(number, EDIT, num_frames=frames, size=size) for number in numbers]
+    cases = [draw_case(number, options.edit, num_frames=frames, size=size) for number in numbers]
     found: list[dict[str, float]] = []
     shown: list[Tensor] = [cases[options.shown].clip]
     with progress_bar("clips") as progress:
@@ -73,15 +74,16 @@ def main(options: Options) -> dict[str, Any]:
             for place, case in enumerate(progress.track(cases, description=f"strength {strength}")):
                 generator = torch.Generator().manual_seed(case.index)
                 call: dict[str, Any] = {"generator": generator, "super_resolution": False}
-                made = edit(pipeline, case.clip, case.prompt(EDIT), strength=strength, **call)
-                rows.append(measures(EDIT, case, made))
+                made = edit(pipeline, case.clip, case.prompt(options.edit), strength=strength, **call)
+                rows.append(measures(options.edit, case, made))
                 if place == options.shown:
                     shown.append(made)
             found.append(summarise(rows))
             print(strength, *(f"{name} {value:.2f}" for name, value in found[-1].items()), sep="  ", flush=True)
     report = {
+        "edit": options.edit,
         "steps": pipeline.config.default_steps,
-        "prompt shown": cases[options.shown].prompt(EDIT),
+        "prompt shown": cases[options.shown].prompt(options.edit),
         "num_scenes": options.num_scenes,
         "strengths": list(options.strengths),
         "measures": found,

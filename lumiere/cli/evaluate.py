@@ -46,7 +46,8 @@ class Evaluate:
     """How closely to follow the prompt; 1 is no guidance."""
 
     edits: Annotated[tuple[str, ...], arg(metavar="NAME ...", help_behavior_hint="(default: all)")] = ()
-    """Only these edits: animate, replace, remove, reconstruct, cinemagraph, loop, interpolate, recolour."""
+    """Only these edits: animate, replace, remove, reconstruct, cinemagraph, loop, interpolate, recolour,
+    recolour_briefly."""
 
     strength: Annotated[float, arg(metavar="S")] = EDIT_STRENGTH
     """How much is made anew where a clip is recoloured."""

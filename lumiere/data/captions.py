@@ -76,6 +76,15 @@ def terse_caption(scene: Scene, generator: torch.Generator | None = None) -> str
     return " and ".join(_motion_words(actor, generator, as_noun=False) for actor in scene.actors)
 
 
+def partial_caption(scene: Scene, generator: torch.Generator | None = None) -> str:
+    """What the actors are, and by chance how they move, or where that is, or neither; without a generator, neither."""
+    more = 0 if generator is None else int(torch.randint(4, (), generator=generator))
+    if more == 1:
+        return " and ".join(_actor_words(actor, generator, as_noun=False) for actor in scene.actors)
+    things = " and ".join(_thing_words(actor, generator) for actor in scene.actors)
+    return f"{things} {_pick(BACKGROUND_WORDS[scene.background], generator)}" if more == 2 else things
+
+
 def _actor_words(actor: Actor, generator: torch.Generator | None, *, as_noun: bool) -> str:
     return f"{_thing_words(actor, generator)} {_motion_words(actor, generator, as_noun=as_noun)}"
 

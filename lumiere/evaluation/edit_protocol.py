@@ -35,6 +35,8 @@ from lumiere.strengths import EDIT_STRENGTH
 from lumiere.video import to_uint8
 
 NUM_SCENES = 64
+FROM_NOISED = ("recolour", "recolour_briefly")
+"""The edits that start from a noised clip."""
 
 
 def evaluate_edits(
@@ -51,7 +53,7 @@ def evaluate_edits(
     """Edit held-out scenes, measure, print a table and return the report.
 
     ``model`` is a pipeline, or the folder of one. ``out`` gets report.json, contact sheets and the clips, by edit.
-    ``num_scenes`` None is all 64; ``strength`` is that of recolouring, the one edit that starts from a noised clip.
+    ``num_scenes`` None is all 64; ``strength`` is that of recolouring, which starts from a noised clip.
     Raises ValueError for an unknown edit, a base that was never told of given frames,
     and when ``out`` holds clips of other settings.
     """
@@ -71,7 +73,7 @@ def evaluate_edits(
     found: dict[str, Any] = {}
     for edit in edits:
         cases = [draw_case(index, edit, num_frames=frames, size=pipeline.default_size) for index in range(count)]
-        told = settings | {"strength": strength} if edit == "recolour" else settings
+        told = settings | {"strength": strength} if edit in FROM_NOISED else settings
         own = open_folder(folder / edit, told)
         for case in tracked(cases, count, f"{edit}: making", progress):
             _make(pipeline, case, edit, own / "clips" / f"{case.index:03}.npz", told)
@@ -112,7 +114,7 @@ def _edited(pipeline: LumierePipeline, case: Case, edit: str, options: dict[str,
             return inpaint(pipeline, case.clip, border_region(case), prompt, **options)
         case "cinemagraph":
             return cinemagraph(pipeline, first, case.still_region, prompt, num_frames=frames, **options)
-        case "recolour":
+        case "recolour" | "recolour_briefly":
             return recolour(pipeline, case.clip, prompt, strength=strength, **options)
         case "loop":
             return loop(pipeline, first, prompt, num_frames=frames, **options)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lumiere.data.captions import caption, terse_caption
+from lumiere.data.captions import caption, partial_caption, terse_caption
 from lumiere.data.storybook import (
     COLOUR_NAMES,
     MOTIONS,
@@ -73,8 +73,10 @@ BARS: dict[str, dict[str, Bar]] = {
     "loop": {"wrap over neighbours": Bar(0.5, 1.2), "motion over true": Bar(0.5)},
     "interpolate": {"path ends in place": Bar(0.85)},
     "recolour": {"new colour there": Bar(0.85), "path kept": Bar(0.80)},
+    "recolour_briefly": {"new colour there": Bar(0.85), "path kept": Bar(0.80)},
 }
-"""The edits, what is measured of each, and the bars."""
+"""The edits, what is measured of each, and the bars. ``recolour`` is asked for by the clip's whole caption with another
+colour, ``recolour_briefly`` by the object and its new colour alone."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,11 @@ class Case:
         return COLOUR_NAMES[(place + 1 + self.index % (len(COLOUR_NAMES) - 1)) % len(COLOUR_NAMES)]
 
     @property
+    def recoloured(self) -> Scene:
+        """The scene with its object in the new colour."""
+        return replace(self.scene, actors=(replace(self.scene.actors[0], colour=self.new_colour),))
+
+    @property
     def still_region(self) -> Tensor:
         """The region [1, 1, H, W] that the object's whole path stays in, less the picture's rim."""
         region = self.region.amax(2)
@@ -115,7 +122,9 @@ class Case:
             case "replace":
                 return caption(replace(scene, actors=(replace(scene.actors[0], object=self.new_object),)))
             case "recolour":
-                return caption(replace(scene, actors=(replace(scene.actors[0], colour=self.new_colour),)))
+                return caption(self.recoloured)
+            case "recolour_briefly":
+                return partial_caption(self.recoloured)
             case "remove":
                 return caption(without_actors(scene))
         return caption(scene)
@@ -162,7 +171,7 @@ def measures(edit: str, case: Case, made: Tensor) -> Measures:
             wrap, steps = float((made[:, :, 0] - made[:, :, -1]).abs().mean()), differences(made)
             true = differences(case.clip)
             return {"wrap over neighbours": (wrap, float(steps)), "motion over true": (float(steps), float(true))}
-        case "recolour":
+        case "recolour" | "recolour_briefly":
             colour = read_clip(made[0]).actors[0].colour
             return {"new colour there": _one(colour == case.new_colour), "path kept": _one(_keeps_path(case, made))}
         case "interpolate":

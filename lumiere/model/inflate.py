@@ -11,7 +11,15 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 
 from lumiere.model import image_unet, motion
-from lumiere.model.stunet import STUNet, given_channels, given_stem, given_words, noise_level_shifts, time_resizers
+from lumiere.model.stunet import (
+    STUNet,
+    given_channels,
+    given_frames,
+    given_stem,
+    given_words,
+    noise_level_shifts,
+    time_resizers,
+)
 from lumiere.model.temporal import (
     AttentionInflation,
     Clock,
@@ -211,6 +219,21 @@ def add_given_words(stunet: STUNet, count: int) -> STUNet:
     return stunet
 
 
+def attend_to_given(stunet: STUNet) -> STUNet:
+    """Let places of every frame attend to given frames; changed in place and returned.
+
+    At first nothing changes, bit for bit, and later nothing where nothing is given. Raises ValueError for a network
+    that is told of nothing given (``widen_input`` first), and for one that attends already.
+    """
+    if stunet.settings.attends_to_given:
+        raise ValueError("this network attends to given frames already")
+    if not stunet.settings.conditioning_channels:
+        raise ValueError("nothing is given to this network that it could attend to (widen_input first)")
+    settings = _grown(stunet, attends_to_given=True)
+    stunet.temporal.frames = given_frames(stunet, settings).to(stunet.conv_in.weight)
+    return stunet
+
+
 def widen_kernels(stunet: STUNet, frames: int) -> STUNet:
     """Let the temporal convolution of every convolution block see ``frames`` at once; changed in place, returned.
 
@@ -259,7 +282,7 @@ def account(stunet: STUNet) -> Inflation:
     embeddings = [child for name, child in stunet.named_children() if name not in level_parts]
     parts = [
         _part("embeddings of noise level and text", embeddings, [temporal.noise_level]),
-        _part("stem", [stunet.conv_in], [part for part in (temporal.given, temporal.words) if part]),
+        _part("stem", [stunet.conv_in], [part for part in (temporal.given, temporal.words, temporal.frames) if part]),
     ]
     for level, width in enumerate(widths):
         new = [temporal.down[level], *temporal.halve_time[level : level + 1]]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from os import PathLike
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lumiere.config import load_settings
 from lumiere.model import image_unet, motion
+from lumiere.model.given_frames import Ends, GivenFrames
 from lumiere.model.given_words import GivenWords, Said
 from lumiere.model.image_unet import Heard
 from lumiere.model.temporal import (
@@ -55,6 +56,7 @@ class TemporalLayers(nn.Module):
             self.noise_level.extend(noise_level_shifts(unet, settings))
         self.given = given_stem(unet, settings.conditioning_channels) if settings.conditioning_channels else None
         self.words = given_words(unet, settings) if settings.words_of_given else None
+        self.frames = given_frames(unet, settings) if settings.attends_to_given else None
         coarsest = len(widths) - 1
         self.down = nn.ModuleList(block(level) for level in range(len(widths)))
         self.middle = block(coarsest)
@@ -120,6 +122,11 @@ def given_words(unet: UNet2DConditionModel, settings: TemporalSettings) -> Given
         num_words=settings.words_of_given,
         text_width=image_unet.encoder_width(unet),
     )
+
+
+def given_frames(unet: UNet2DConditionModel, settings: TemporalSettings) -> GivenFrames:
+    """What lets places of every frame attend to given frames."""
+    return GivenFrames(unet.config.in_channels, list(unet.config.block_out_channels))
 
 
 class STUNet(UNet2DConditionModel):
@@ -301,7 +308,8 @@ class STUNet(UNet2DConditionModel):
 
         A widened network (``inflate.widen_input``) also takes them with <C, M> behind as more channels; without,
         nothing is given. What ``say_given`` said of some other <C, M> can be told as ``said_of_given`` among
-        ``added_cond_kwargs``, beside diffusers' own. diffusers' arguments in diffusers' order, and all of them per
+        ``added_cond_kwargs``, beside diffusers' own, and some other <C, M> [B, c, T', H, W] to whose frames to attend
+        as ``given_elsewhere``. diffusers' arguments in diffusers' order, and all of them per
         clip: ``timestep`` a number or [B], ``encoder_hidden_states`` [B, L, D], ``encoder_attention_mask`` [B, L] (1:
         keep), class labels and added embeddings [B, ...]. A clip of one frame passes as an image, without the temporal
         layers.
@@ -320,29 +328,40 @@ class STUNet(UNet2DConditionModel):
         said: Said | None = (added_cond_kwargs or {}).get("said_of_given")  # type: ignore[assignment]
         if said is None and self.temporal.words is not None and sample.shape[1] > self.config.in_channels:
             said = self.say_given(sample[:, self.config.in_channels :])
-        time, text = image_unet.hear(
-            self,
-            sample,
-            timestep,
-            encoder_hidden_states,
-            class_labels=class_labels,
-            timestep_cond=timestep_cond,
-            added_cond_kwargs=added_cond_kwargs,
-            said=said,
-            mask=encoder_attention_mask,
-        )
-        heard = Heard(
-            time,
-            text,
-            image_unet.score_bias(encoder_attention_mask, sample),
-            image_unet.score_bias(attention_mask, sample),
-            cross_attention_kwargs,
-        )
+        given: Tensor | None = (added_cond_kwargs or {}).get("given_elsewhere")
+        if given is None and sample.shape[1] > self.config.in_channels:
+            given = sample[:, self.config.in_channels :]
+
+        def hear(timestep: Tensor | float | int) -> Heard:
+            time, text = image_unet.hear(
+                self,
+                sample,
+                timestep,
+                encoder_hidden_states,
+                class_labels=class_labels,
+                timestep_cond=timestep_cond,
+                added_cond_kwargs=added_cond_kwargs,
+                said=said,
+                mask=encoder_attention_mask,
+            )
+            return Heard(
+                time,
+                text,
+                image_unet.score_bias(encoder_attention_mask, sample),
+                image_unet.score_bias(attention_mask, sample),
+                cross_attention_kwargs,
+            )
+
+        heard = hear(timestep)
         told = self._told(heard, encoder_attention_mask) if self.temporal.hears else None
         if said is not None:
             states = self.process_encoder_hidden_states(said.states.to(sample), added_cond_kwargs or {})
             heard = heard.with_words(states, said.is_said)
-        prediction = self._predict(sample, heard, told)
+        seen = None
+        if given is not None and self.temporal.frames is not None:
+            clean = hear(0)
+            seen = self._look_at(given, clean if said is None else clean.with_words(states, said.is_said))
+        prediction = self._predict(sample, heard, told, seen)
         return UNet2DConditionOutput(prediction) if return_dict else (prediction,)
 
     def say_given(self, given: Tensor) -> Said:
@@ -351,8 +370,29 @@ class STUNet(UNet2DConditionModel):
             raise ValueError("this network does not say what is given in words (inflate.add_given_words)")
         return self.temporal.words(given)
 
-    def _predict(self, sample: Tensor, heard: Heard, told: Tensor | None) -> Tensor:
-        """The way down, through the middle and up: at each level image layers, then a layer that mixes frames."""
+    def _look_at(self, given: Tensor, heard: Heard) -> _Seen:
+        """What the image network makes of given frames, <C, M> [B, c, T, H, W]."""
+        assert self.temporal.frames is not None
+        ends = self.temporal.frames.ends(given)
+        count = ends.pictures.shape[2]
+        kept: list[Tensor] = []
+        self._predict(fold_time(ends.pictures)[:, :, None], heard.for_frames(count), None, keep=kept)
+        return _Seen(ends, [unfold_time(frames, count) for frames in kept])
+
+    def _predict(
+        self,
+        sample: Tensor,
+        heard: Heard,
+        told: Tensor | None,
+        seen: _Seen | None = None,
+        *,
+        keep: list[Tensor] | None = None,
+    ) -> Tensor:
+        """The way down, through the middle and up: at each level image layers, then a layer that mixes frames.
+
+        Features behind the first image layer of each level of the way up attend to what was ``seen`` of given frames,
+        and are added to ``keep``, coarsest level first.
+        """
         clip = _Clip(sample.shape[2], heard, told)
         shifts: Iterator[nn.Module] = iter(self.temporal.noise_level)
         temporal, run = self.temporal, self._run
@@ -386,13 +426,23 @@ class STUNet(UNet2DConditionModel):
         frames = clip.mix(temporal.middle, frames, run)
         for level, block in enumerate(self.up_blocks):
             clip.tell(next(shifts, None))
-            for layer in image_unet.layers(block):
+            for index, layer in enumerate(image_unet.layers(block)):
                 frames = through(image_unet.through, layer, torch.cat([frames, skips.pop()], dim=1))
+                if index == 0 and keep is not None:
+                    keep.append(frames)
+                if index == 0 and seen is not None:
+                    frames = self._look_up(level, clip.num_frames, frames, seen)
             frames = clip.mix(temporal.up[level], frames, run)
             if block.upsamplers is not None:
                 frames = through(image_unet.upsample, block, frames)
                 frames = clip.resize(temporal.double_time[level], frames)
         return unfold_time(image_unet.head(self, frames), sample.shape[2])
+
+    def _look_up(self, level: int, num_frames: int, frames: Tensor, seen: _Seen) -> Tensor:
+        """Frames [B*T, C, H, W] of a level of the way up (0: the coarsest) with what they find in given ones."""
+        attention, finer = self.temporal.frames, len(self.up_blocks) - 1 - level
+        assert attention is not None
+        return fold_time(self._run(attention, finer, unfold_time(frames, num_frames), seen.features[level], seen.ends))
 
     def _run(self, module: nn.Module, *inputs: Any) -> Tensor:
         """Run a part; under gradient checkpointing its insides are computed again in the backward pass."""
@@ -441,6 +491,13 @@ class STUNet(UNet2DConditionModel):
     def enable_freeu(self, s1: float, s2: float, b1: float, b2: float) -> None:
         """Refused: the walk over the image layers does not apply FreeU."""
         raise ValueError("FreeU is not applied by a Space-Time U-Net; leave it off")
+
+
+class _Seen(NamedTuple):
+    """Given frames, and what the image network made of them [B, C, N, H, W] at each level, coarsest first."""
+
+    ends: Ends
+    features: list[Tensor]
 
 
 class _Clip:

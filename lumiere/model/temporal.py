@@ -64,6 +64,8 @@ class TemporalSettings(Settings):
     blocks_see_given: bool = False
     # States of text in which what is given is said to the image layers, too; 0: it is not.
     words_of_given: int = Field(default=0, ge=0)
+    # Whether places of every frame attend to given frames, on the way up.
+    attends_to_given: bool = False
 
     @property
     def frames_seen_by_blocks(self) -> int:
@@ -76,6 +78,8 @@ class TemporalSettings(Settings):
             raise ValueError("hears_clock is set without hears_time_and_text, on which what is heard depends")
         if self.words_of_given and not self.conditioning_channels:
             raise ValueError("words_of_given is set without conditioning_channels: nothing is given that could be said")
+        if self.attends_to_given and not self.conditioning_channels:
+            raise ValueError("attends_to_given is set without conditioning_channels: nothing is given to attend to")
         return self
 
     @field_validator("kernel_frames", "block_kernel_frames", "kernel_px")
@@ -214,7 +218,7 @@ class Clock(nn.Module):
         super().__init__()
         self.listen = nn.Linear(told_width, self.HIDDEN)
         self.read = nn.Linear(2 * self.HARMONICS, self.HIDDEN)
-        self.change = _zero_linear(self.HIDDEN, channels)
+        self.change = silent_linear(self.HIDDEN, channels)
 
     def forward(self, told: Tensor, frames: int, frame_step: int) -> Tensor:
         """Told [B, D] and so many frames, each of which stands for ``frame_step`` of the clip's -> [B, T, C]."""
@@ -236,7 +240,7 @@ class NoiseLevelShift(nn.Module):
     def __init__(self, told_width: int, time_width: int) -> None:
         super().__init__()
         self.listen = nn.Linear(told_width, self.HIDDEN)
-        self.change = _zero_linear(self.HIDDEN, time_width)
+        self.change = silent_linear(self.HIDDEN, time_width)
 
     def forward(self, time: Tensor, told: Tensor) -> Tensor:
         """The embedded noise level [B, E] and told [B, D] -> the level to tell [B, E]."""
@@ -266,7 +270,7 @@ class ConvolutionInflation(nn.Module):
         self.hearing = Hearing(told_width, width, has_clock=settings.hears_clock) if told_width else None
         self.temporal = TemporalConv(width, kernel_frames=settings.frames_seen_by_blocks)
         self.temporal_norm = ChannelNorm(width, kind=settings.norm)
-        self.project = _zero_linear(width, channels)
+        self.project = silent_linear(width, channels)
 
     def forward(
         self, clip: Tensor, told: Tensor | None = None, given: Tensor | None = None, frame_step: int = 1
@@ -307,7 +311,7 @@ class AttentionInflation(nn.Module):
         self.hearing = Hearing(told_width, channels, has_clock=settings.hears_clock) if told_width else None
         self.layers = nn.ModuleList(_AttentionLayer(channels, settings) for _ in range(settings.attention_layers))
         self.space_time = nn.ModuleList(silent_attention(channels, settings) for _ in range(settings.space_time_layers))
-        self.project = _zero_linear(channels, channels)
+        self.project = silent_linear(channels, channels)
 
     def forward(
         self, clip: Tensor, told: Tensor | None = None, given: Tensor | None = None, frame_step: int = 1
@@ -375,11 +379,14 @@ def silent_attention(channels: int, settings: TemporalSettings) -> _AttentionLay
     return layer
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attention of [N, heads, T, D]: plain on a CPU, where it was measured at two to five times the fused kernel."""
+def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Attention of [N, heads, T, D] with ``bias`` [N, 1, 1, keys] added to the scores: plain on a CPU, where it was
+    measured at two to five times the fused kernel."""
     if query.device.type != "cpu":
-        return F.scaled_dot_product_attention(query, key, value)
+        return F.scaled_dot_product_attention(query, key, value, bias)
     weights = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+    if bias is not None:
+        weights = weights + bias
     return weights.softmax(-1) @ value
 
 
@@ -429,7 +436,8 @@ def _hear(hearing: Hearing | None, normed: Tensor, told: Tensor | None, frame_st
     return hearing(normed, told, frame_step)
 
 
-def _zero_linear(inputs: int, outputs: int) -> nn.Linear:
+def silent_linear(inputs: int, outputs: int) -> nn.Linear:
+    """A linear layer that gives zero before it is trained."""
     linear = nn.Linear(inputs, outputs)
     nn.init.zeros_(linear.weight)
     nn.init.zeros_(linear.bias)

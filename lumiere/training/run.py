@@ -80,6 +80,10 @@ def stage_classes(path: Path) -> tuple[type[Any], type[Any]]:
             from lumiere.training.stages.given_words import GivenWordsSettings, GivenWordsTraining
 
             return GivenWordsSettings, GivenWordsTraining
+        case "given_frames":
+            from lumiere.training.stages.given_frames import GivenFramesSettings, GivenFramesTraining
+
+            return GivenFramesSettings, GivenFramesTraining
         case "clips":
             from lumiere.training.stages.motion import MotionSettings, MotionTraining
 
@@ -100,8 +104,8 @@ def stage_classes(path: Path) -> tuple[type[Any], type[Any]]:
 
             return StyleSettings, StyleTraining
     known = (
-        "text_to_image, text_to_video, given_words, conditional, clips, finetune_clips, super_resolution,"
-        " super_resolution_clips, style"
+        "text_to_image, text_to_video, given_words, given_frames, conditional, clips, finetune_clips,"
+        " super_resolution, super_resolution_clips, style"
     )
     raise ValueError(f"{path}: stage is {stage_name(path)!r}; known are {known}")
 

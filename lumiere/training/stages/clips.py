@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,7 +19,6 @@ from lumiere.data.batches import Batch
 from lumiere.device import choose_placement
 from lumiere.diffusion.objective import Objective
 from lumiere.evaluation.samples import METRICS, MetricName, check_metrics
-from lumiere.model.given_words import Said
 from lumiere.model.stunet import STUNet
 from lumiere.pipeline import LumierePipeline
 from lumiere.training.distributed import gathered, share
@@ -143,21 +142,21 @@ class ClipStage:
         timesteps: Tensor,
         captions: list[str],
         given: Tensor | None = None,
-        said: Said | None = None,
+        told: Mapping[str, object] | None = None,
     ) -> Tensor:
         """The loss [B] of ``network`` on clean clips in its own space, noised to ``timesteps``.
 
-        Told is <C, M> ``given`` of them, or only what was ``said`` of some.
+        Known is <C, M> ``given`` of them, or only what else is ``told`` (``added_cond_kwargs``) of some.
         """
         dtype = self.unet.dtype
         height, width = (size * self.codec.spatial_factor for size in clean.shape[-2:])
         text = self.read(captions, height, width).to(self.device, dtype)
-        added = text.added() | ({} if said is None else {"said_of_given": said})
+        added = text.added() | dict(told or {})
 
         def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
             seen = noisy if given is None else channels_last(torch.cat([noisy, given.to(noisy)], dim=1))
-            told = {"encoder_attention_mask": text.mask, "added_cond_kwargs": added}
-            return network(seen.to(dtype), timestep, text.states, **told).sample
+            read = {"encoder_attention_mask": text.mask, "added_cond_kwargs": added}
+            return network(seen.to(dtype), timestep, text.states, **read).sample
 
         clean, noise = (channels_last(clip.to(self.device)) for clip in (clean, noise))
         return self.objective.loss(predict, clean, noise=noise, timestep=timesteps.to(self.device))

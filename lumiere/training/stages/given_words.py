@@ -122,7 +122,9 @@ class GivenWordsTraining(ClipStage):
             ("_whole_caption", batch.captions, None),
             ("_untold", terse, None),
         ):
-            losses = self.denoising(self.unet, clean, noise, timesteps, captions, said=one)
+            losses = self.denoising(
+                self.unet, clean, noise, timesteps, captions, told=None if one is None else {"said_of_given": one}
+            )
             found |= {f"loss{name}": float(losses.mean()), f"loss{name}_noisy_half": float(losses[half:].mean())}
         return found
 

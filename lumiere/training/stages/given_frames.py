@@ -1,0 +1,177 @@
+"""Places learn to attend to given frames: of two pictures of one scene one is given, and the other is drawn.
+
+Pictures take a hundredth of a clip's time, so scenes are met a hundred times as often as in training on clips, which
+comes after (the stage ``conditional``) and teaches the layers that mix frames to make use of it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from PIL import Image
+from pydantic import Field
+from torch import Tensor
+
+from lumiere.conditioning.frames import MaskMix, first_frame, num_channels, random_conditioning
+from lumiere.conditioning.text import freeze
+from lumiere.config import Settings
+from lumiere.data.batches import Batch, StorybookBatches, StorybookSettings
+from lumiere.data.captions import terse_caption
+from lumiere.device import choose_placement
+from lumiere.model.inflate import attend_to_given, widen_input
+from lumiere.pipeline import LumierePipeline
+from lumiere.training.loop import LoopSettings
+from lumiere.training.noise import NoiseSettings, draw_noise, even_timesteps
+from lumiere.training.stages.clips import ClipStage
+from lumiere.video import channels_last, contact_sheet
+
+NUM_SHOWN = 8
+SHOWN_AT = 0.8
+"""Share of the schedule at which predictions are shown: places and colours are left, outlines hardly."""
+
+
+class GivenFramesSettings(Settings):
+    """A run of the stage."""
+
+    stage: Literal["given_frames"]
+    out: str
+    """Folder of the run."""
+    start_from: str | None
+    """Pipeline folder whose image network is led; null is the one inside the package."""
+    loop: LoopSettings
+    data: StorybookSettings = StorybookSettings(num_frames=2, any_moments=True)
+    """Clips of two frames: the first is given, in whole or in part, the second is drawn."""
+    given: MaskMix = MaskMix(
+        nothing=0,
+        first_frame=0.7,
+        several_frames=0,
+        outside_boxes=0.1,
+        outside_blobs=0.1,
+        outside_objects=0.0,
+        inside_boxes=0.1,
+        cinemagraph=0,
+    )
+    """How much of the first frame is given."""
+    noise: NoiseSettings = NoiseSettings(mean=0.6, std=1.3)
+    terse_share: float = Field(default=0.5, ge=0, le=1)
+    """Share of the captions that only say how the object moves."""
+    caption_dropout: float = Field(default=0.1, ge=0, lt=1)
+    num_validation_clips: int = Field(default=64, ge=1)
+
+
+class GivenFramesTraining(ClipStage):
+    """Trains only the attention to given frames; everything else stays as it is."""
+
+    def __init__(self, settings: GivenFramesSettings) -> None:
+        settings.given.kinds()
+        if settings.data.num_frames != 2:
+            raise ValueError(f"data.num_frames is {settings.data.num_frames}; it is 2: one frame is given, one drawn")
+        torch.manual_seed(settings.loop.seed)
+        pipeline = LumierePipeline.from_pretrained(settings.start_from)
+        if not pipeline.unet.settings.conditioning_channels:
+            widen_input(pipeline.unet, num_channels(pipeline.codec))
+        if not pipeline.unet.settings.attends_to_given:
+            attend_to_given(pipeline.unet)
+        pipeline.unet.requires_grad_(False)
+        assert pipeline.unet.temporal.frames is not None
+        pipeline.unet.temporal.frames.requires_grad_(True)
+        pipeline.unet.to(memory_format=torch.channels_last)
+        freeze(pipeline.text_encoder)
+        device = choose_placement(settings.loop.device).device
+        self.terse_share = settings.terse_share
+        super().__init__(
+            pipeline,
+            StorybookBatches(settings.data, seed=settings.loop.seed, device=device),
+            loop=settings.loop,
+            noise=settings.noise,
+            caption_dropout=settings.caption_dropout,
+            num_validation_clips=settings.num_validation_clips,
+            mix=settings.given,
+        )
+
+    def shardable(self) -> None:
+        """None: the words of the given picture are asked for without the network's forward pass."""
+
+    def losses(self, position: int, count: int) -> Tensor:
+        """Denoising loss [B] of the second pictures of the scenes at a position, of whose first so much is given."""
+        batch = self.data.batch(position, count).on(self.device)
+        clean = self.encoded(batch.clips[:, :, 1:])
+        noise, timesteps, luck = draw_noise(
+            tuple(clean.shape), self.objective.num_timesteps, self.noise, seed=self.loop.seed, step=position
+        )
+        terse_from = 1 - self.terse_share * (1 - self.caption_dropout)
+        captions = [
+            "" if one < self.caption_dropout else terse_caption(scene) if one >= terse_from else whole
+            for scene, whole, one in zip(batch.scenes, batch.captions, luck.tolist(), strict=True)
+        ]
+        generator = torch.Generator().manual_seed(self.loop.seed * 1_000_003 + position * 2 + 3_000_000_019)
+        return self._drawn(clean, noise, timesteps, captions, self._given(batch, generator))
+
+    def validate(self) -> dict[str, float]:
+        """The loss on held-out pictures at evenly spread timesteps with captions of the motion alone, told another
+        picture of the scene: attending to it, and only by its words."""
+        batch = self.data.batch(0, self.num_validation_clips, held_out=True)
+        clean = self.encoded(batch.clips[:, :, 1:])
+        noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))
+        timesteps, half = even_timesteps(len(clean), self.objective.num_timesteps), len(clean) // 2
+        terse, given = [terse_caption(scene) for scene in batch.scenes], self._first(batch)
+        found: dict[str, float] = {}
+        for name, attends in (("", True), ("_words_alone", False)):
+            losses = self._drawn(clean, noise, timesteps, terse, given, attends=attends)
+            found |= {f"loss{name}": float(losses.mean()), f"loss{name}_noisy_half": float(losses[half:].mean())}
+        return found
+
+    def show(self, folder: Path) -> None:
+        """A sheet of held-out scenes, a column each: the given and the true picture, and what the noised true one is
+        taken for, attending to the given one and only by its words."""
+        batch = self.data.batch(0, NUM_SHOWN, held_out=True)
+        clean = self.encoded(batch.clips[:, :, 1:])
+        noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))
+        timesteps = torch.full((NUM_SHOWN,), int(SHOWN_AT * self.objective.num_timesteps) - 1)
+        noisy = self.objective.add_noise(clean, noise, timesteps)
+        given, rows = self._first(batch), [batch.clips[:, :, :1], batch.clips[:, :, 1:]]
+        text, dtype = self.text.encode([terse_caption(scene) for scene in batch.scenes]), self.unet.dtype
+        for attends in (True, False):
+            prediction = self.unet(
+                noisy.to(self.device, dtype),
+                timesteps.to(self.device),
+                text.states.to(dtype),
+                encoder_attention_mask=text.mask,
+                added_cond_kwargs=self._told(given, attends=attends),
+            ).sample
+            rows.append(self.codec.decode(self.objective.clean_from(prediction.float(), noisy, timesteps)))
+        folder.mkdir(parents=True, exist_ok=True)
+        frames = torch.cat([row.cpu().squeeze(2).transpose(0, 1) for row in rows], dim=1)
+        sheet = contact_sheet(frames, columns=NUM_SHOWN, scale=3)
+        Image.fromarray(sheet).save(folder / "seen_and_said.png")
+        (folder / "captions.txt").write_text("\n".join(batch.captions) + "\n")
+
+    def _given(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """<C, M> [B, c, 1, h, w] of parts of the first pictures."""
+        assert self.mix is not None
+        return random_conditioning(batch.clips[:, :, :1].cpu(), self.mix, generator).encoded(self.codec)
+
+    def _first(self, batch: Batch) -> Tensor:
+        """<C, M> [B, c, 1, h, w] of the whole first pictures."""
+        return first_frame(batch.clips[:, :, 0], 1).encoded(self.codec)
+
+    def _told(self, given: Tensor, *, attends: bool = True) -> dict[str, object]:
+        """What the network is told of another picture of which <C, M> [B, c, 1, h, w] is given."""
+        given = channels_last(given.to(self.device, self.unet.dtype))
+        said = {} if self.unet.temporal.words is None else {"said_of_given": self.unet.say_given(given)}
+        return said | ({"given_elsewhere": given} if attends else {})
+
+    def _drawn(
+        self,
+        clean: Tensor,
+        noise: Tensor,
+        timesteps: Tensor,
+        captions: list[str],
+        given: Tensor,
+        *,
+        attends: bool = True,
+    ) -> Tensor:
+        """The loss [B] of pictures [B, C, 1, h, w], told another picture of their scenes."""
+        return self.denoising(self.unet, clean, noise, timesteps, captions, told=self._told(given, attends=attends))
