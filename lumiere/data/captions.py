@@ -67,8 +67,7 @@ def caption(scene: Scene, generator: torch.Generator | None = None) -> str:
 
 def still_caption(scene: Scene) -> str:
     """What a picture of the scene shows, in the plainest wording: all but how the actors move."""
-    things = [_thing_words(actor, None) for actor in scene.actors]
-    return " ".join([" and ".join(things), BACKGROUND_WORDS[scene.background][0]]).strip()
+    return f"{brief_caption(scene)} {BACKGROUND_WORDS[scene.background][0]}".strip()
 
 
 def terse_caption(scene: Scene, generator: torch.Generator | None = None) -> str:
@@ -76,13 +75,9 @@ def terse_caption(scene: Scene, generator: torch.Generator | None = None) -> str
     return " and ".join(_motion_words(actor, generator, as_noun=False) for actor in scene.actors)
 
 
-def partial_caption(scene: Scene, generator: torch.Generator | None = None) -> str:
-    """What the actors are, and by chance how they move, or where that is, or neither; without a generator, neither."""
-    more = 0 if generator is None else int(torch.randint(4, (), generator=generator))
-    if more == 1:
-        return " and ".join(_actor_words(actor, generator, as_noun=False) for actor in scene.actors)
-    things = " and ".join(_thing_words(actor, generator) for actor in scene.actors)
-    return f"{things} {_pick(BACKGROUND_WORDS[scene.background], generator)}" if more == 2 else things
+def brief_caption(scene: Scene) -> str:
+    """What the actors are, and no more: what a prompt names that asks for a change of a clip."""
+    return " and ".join(_thing_words(actor, None) for actor in scene.actors)
 
 
 def _actor_words(actor: Actor, generator: torch.Generator | None, *, as_noun: bool) -> str:

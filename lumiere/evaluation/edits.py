@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lumiere.data.captions import caption, partial_caption, terse_caption
+from lumiere.data.captions import brief_caption, caption, terse_caption
 from lumiere.data.storybook import (
     COLOUR_NAMES,
     MOTIONS,
@@ -124,7 +124,7 @@ class Case:
             case "recolour":
                 return caption(self.recoloured)
             case "recolour_briefly":
-                return partial_caption(self.recoloured)
+                return brief_caption(self.recoloured)
             case "remove":
                 return caption(without_actors(scene))
         return caption(scene)

@@ -12,7 +12,7 @@ from lumiere.conditioning.frames import MaskMix, num_channels
 from lumiere.conditioning.text import freeze
 from lumiere.config import Settings
 from lumiere.data.batches import Batch, StorybookBatches, StorybookSettings
-from lumiere.data.captions import partial_caption, terse_caption
+from lumiere.data.captions import terse_caption
 from lumiere.device import choose_placement
 from lumiere.model.inflate import add_clock, add_given_words, attend_to_given, show_given_to_blocks, widen_input
 from lumiere.pipeline import LumierePipeline
@@ -46,9 +46,6 @@ class ConditionalSettings(Settings):
     noise: NoiseSettings = NoiseSettings(mean=2.2, std=1.5)
     terse_share_of_given: float = Field(default=0.0, ge=0, le=1)
     """Share of the clips of which a whole frame is given whose caption then only says how the object moves."""
-    partial_share: float = Field(default=0.0, ge=0, le=1)
-    """Share of the clips of which nothing is given whose caption names the object and leaves out how it moves, or
-    where it is, or both: what a prompt does that asks for a change of a clip."""
     caption_dropout: float = Field(default=0.1, ge=0, lt=1)
     num_validation_clips: int = Field(default=16, ge=1)
     samples: SampleSettings = SampleSettings()
@@ -59,7 +56,7 @@ class Conditional(ClipStage):
 
     def __init__(self, settings: ConditionalSettings) -> None:
         settings.given.kinds()
-        self.terse_share, self.partial_share = settings.terse_share_of_given, settings.partial_share
+        self.terse_share = settings.terse_share_of_given
         torch.manual_seed(settings.loop.seed)
         pipeline = LumierePipeline.from_pretrained(settings.start_from)
         if not pipeline.unet.settings.conditioning_channels:
@@ -92,21 +89,15 @@ class Conditional(ClipStage):
         )
 
     def captions(self, batch: Batch, given: Tensor | None, position: int) -> list[str]:
-        """Those of the clips; where a whole frame is given in some only how the object moves, and where nothing is in
-        some only what the object is and one more thing at most."""
-        if given is None or not (self.terse_share or self.partial_share):
+        """Those of the clips, or where a whole frame is given in some only how the object moves."""
+        if not self.terse_share or given is None:
             return batch.captions
-        mask = given[:, self.codec.channels :]
-        has_frame, has_any = mask.amin((1, 3, 4)).amax(1) > 0, mask.amax((1, 2, 3, 4)) > 0
+        has_frame = given[:, self.codec.channels :].amin((1, 3, 4)).amax(1) > 0
         generator = torch.Generator().manual_seed(self.loop.seed * 1_000_003 + position * 2 + 4_000_000_037)
-        luck = torch.rand(len(mask), generator=generator)
-        is_terse, is_partial = (luck < self.terse_share) & has_frame, (luck < self.partial_share) & ~has_any
-        short = {True: terse_caption, False: partial_caption}
+        is_terse = (torch.rand(len(has_frame), generator=generator) < self.terse_share) & has_frame
         return [
-            short[terse](scene, generator) if scene.actors and (terse or partial) else whole
-            for scene, whole, terse, partial in zip(
-                batch.scenes, batch.captions, is_terse.tolist(), is_partial.tolist(), strict=True
-            )
+            terse_caption(scene, generator) if terse and scene.actors else whole
+            for scene, terse, whole in zip(batch.scenes, is_terse.tolist(), batch.captions, strict=True)
         ]
 
     def objects(self, batch: Batch) -> Tensor:
