@@ -15,6 +15,7 @@ from lumiere.data.storybook import REPEATING_MOTIONS, frame_times, render
 from lumiere.evaluation.edit_protocol import evaluate_edits
 from lumiere.evaluation.edits import BARS, Case, border_region, draw_case, measures, summarise
 from lumiere.model.inflate import widen_input
+from lumiere.video import from_uint8, to_uint8
 from tests.tiny_pipeline import tiny_pipeline
 
 pytestmark = pytest.mark.filterwarnings("ignore:the model")
@@ -91,6 +92,9 @@ def test_a_cinemagraph_moves_inside_and_nowhere_else() -> None:
     assert share("cinemagraph", one.clip, one)["pixels unchanged outside"] == 0
     frozen = share("cinemagraph", still, one)
     assert frozen["pixels unchanged outside"] == 1 and frozen["frame difference over true"] == 0
+    # As the protocol stores it: in 8 bits.
+    stored = from_uint8(to_uint8(one.clip[0, :, :1].expand(-1, 80, -1, -1)))[None]
+    assert share("cinemagraph", stored, one)["pixels unchanged outside"] == 1
 
 
 def test_a_loop_closes_and_moves() -> None:

@@ -27,6 +27,7 @@ from lumiere.data.storybook import (
     without_actors,
 )
 from lumiere.evaluation.storybook import UNREADABLE, read_clip
+from lumiere.video import to_uint8
 
 Measures = dict[str, tuple[float, float]]
 
@@ -214,8 +215,10 @@ def _cinemagraph(case: Case, made: Tensor) -> Measures:
     region = case.still_region
     outside = (region[:, :, None] == 0).expand_as(made)
     still = case.clip[:, :, :1].expand_as(made)
+    # In 8 bits, as an encoder gets them, and as the clips are stored.
+    of_made, of_still = (torch.from_numpy(to_uint8(clip)).movedim(-1, 1)[outside] for clip in (made, still))
     return {
-        "pixels unchanged outside": _one(bool(torch.equal(made[outside], still[outside]))),
+        "pixels unchanged outside": _one(torch.equal(of_made, of_still)),
         "frame difference over true": _over_true(case, made, region, order=1),
         "second difference over true": _over_true(case, made, region, order=2),
     }
