@@ -10,21 +10,12 @@ import torch
 from safetensors.torch import load_file
 
 from lumiere.model.given_frames import Ask, Ends, GivenFrames
-from lumiere.model.inflate import account, attend_to_given, widen_input
+from lumiere.model.inflate import account, attend_to_given
 from lumiere.model.stunet import STUNet
 from lumiere.model.temporal import TemporalSettings
 from lumiere.training.run import train
+from tests.test_given_words import network
 from tests.tiny_unets import FAMILIES, conditions
-
-
-def network(family: str) -> STUNet:
-    """A network of random weights that is told of what is given."""
-    unet = FAMILIES[family](2)
-    stunet = widen_input(STUNet.from_image_unet(unet), unet.config.in_channels + 1)
-    generator = torch.Generator().manual_seed(0)
-    for weight in stunet.temporal_parameters():
-        torch.nn.init.normal_(weight, std=0.1, generator=generator)
-    return stunet
 
 
 def first_given(stunet: STUNet, frames: int) -> torch.Tensor:
