@@ -14,17 +14,16 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
-from lumiere.conditioning.frames import MaskMix, first_frame, num_channels, random_conditioning
-from lumiere.conditioning.text import freeze
+from lumiere.conditioning.frames import MaskMix, first_frame, random_conditioning
 from lumiere.config import Settings
 from lumiere.data.batches import Batch, StorybookBatches, StorybookSettings
 from lumiere.data.captions import terse_caption
 from lumiere.device import choose_placement
-from lumiere.model.inflate import attend_to_given, widen_input
-from lumiere.pipeline import LumierePipeline
+from lumiere.model.inflate import attend_to_given
 from lumiere.training.loop import LoopSettings
 from lumiere.training.noise import NoiseSettings, draw_noise, even_timesteps
 from lumiere.training.stages.clips import ClipStage
+from lumiere.training.stages.given_words import pipeline_for_pairs
 from lumiere.video import channels_last, contact_sheet
 
 NUM_SHOWN = 8
@@ -66,19 +65,12 @@ class GivenFramesTraining(ClipStage):
 
     def __init__(self, settings: GivenFramesSettings) -> None:
         settings.given.kinds()
-        if settings.data.num_frames != 2:
-            raise ValueError(f"data.num_frames is {settings.data.num_frames}; it is 2: one frame is given, one drawn")
-        torch.manual_seed(settings.loop.seed)
-        pipeline = LumierePipeline.from_pretrained(settings.start_from)
-        if not pipeline.unet.settings.conditioning_channels:
-            widen_input(pipeline.unet, num_channels(pipeline.codec))
+        pipeline = pipeline_for_pairs(settings.start_from, settings.data, seed=settings.loop.seed)
         if not pipeline.unet.settings.attends_to_given:
             attend_to_given(pipeline.unet)
-        pipeline.unet.requires_grad_(False)
         assert pipeline.unet.temporal.frames is not None
         pipeline.unet.temporal.frames.requires_grad_(True)
         pipeline.unet.to(memory_format=torch.channels_last)
-        freeze(pipeline.text_encoder)
         device = choose_placement(settings.loop.device).device
         self.terse_share = settings.terse_share
         super().__init__(

@@ -68,23 +68,32 @@ class GivenWordsSettings(Settings):
     num_validation_clips: int = Field(default=64, ge=1)
 
 
+def pipeline_for_pairs(start_from: str | None, data: StorybookSettings, *, seed: int) -> LumierePipeline:
+    """The pipeline to train on pairs of pictures of which one is given: told what is given, and all of it frozen.
+
+    New weights are drawn by ``seed``. Raises ValueError for data of another number of frames.
+    """
+    if data.num_frames != 2:
+        raise ValueError(f"data.num_frames is {data.num_frames}; it is 2: one frame is given, one drawn")
+    torch.manual_seed(seed)
+    pipeline = LumierePipeline.from_pretrained(start_from)
+    if not pipeline.unet.settings.conditioning_channels:
+        widen_input(pipeline.unet, num_channels(pipeline.codec))
+    pipeline.unet.requires_grad_(False)
+    freeze(pipeline.text_encoder)
+    return pipeline
+
+
 class GivenWordsTraining(ClipStage):
     """Trains only what says the words. How well the image network draws by them is what is validated."""
 
     def __init__(self, settings: GivenWordsSettings) -> None:
         settings.given.kinds()
-        if settings.data.num_frames != 2:
-            raise ValueError(f"data.num_frames is {settings.data.num_frames}; it is 2: one frame is given, one drawn")
-        torch.manual_seed(settings.loop.seed)
-        pipeline = LumierePipeline.from_pretrained(settings.start_from)
-        if not pipeline.unet.settings.conditioning_channels:
-            widen_input(pipeline.unet, num_channels(pipeline.codec))
+        pipeline = pipeline_for_pairs(settings.start_from, settings.data, seed=settings.loop.seed)
         if not pipeline.unet.settings.words_of_given:
             add_given_words(pipeline.unet, settings.num_words)
-        pipeline.unet.requires_grad_(False)
         pipeline.unet.temporal.words.requires_grad_(True)
         pipeline.unet.to(memory_format=torch.channels_last)
-        freeze(pipeline.text_encoder)
         device = choose_placement(settings.loop.device).device
         self.second_share = settings.second_share
         self.books = StorybookBatches(settings.data, seed=settings.loop.seed, device=device)
