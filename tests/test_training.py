@@ -15,15 +15,22 @@ from torch import nn
 from lumiere.conditioning.frames import MaskMix
 from lumiere.config import find_recipe, load_settings
 from lumiere.data.batches import StorybookBatches, StorybookSettings
-from lumiere.data.captions import BACKGROUND_WORDS
+from lumiere.data.captions import BACKGROUND_WORDS, brief_caption
 from lumiere.data.drawing import STYLES
-from lumiere.data.storybook import TURNING_MOTIONS, is_held_out, render
+from lumiere.data.storybook import RESIZING_MOTIONS, TURNING_MOTIONS, is_held_out, render
 from lumiere.diffusion.objective import Objective
 from lumiere.pipeline import LumierePipeline
 from lumiere.training.checkpoint import checkpoints, read_tensors
 from lumiere.training.ema import Ema
 from lumiere.training.loop import LoopSettings, compiled, learning_rate
-from lumiere.training.noise import embedded_scheduler, noise_shares
+from lumiere.training.noise import (
+    WHOLE_SOURCE,
+    NoiseSettings,
+    draw_noise,
+    embedded_scheduler,
+    noise_shares,
+    with_source,
+)
 from lumiere.training.run import train
 from tests.tiny_pipeline import tiny_pipeline
 
@@ -220,6 +227,81 @@ def test_more_scenes_turn_when_asked_and_none_held_out_is_drawn() -> None:
     assert sum(scene.actors[0].motion in TURNING_MOTIONS for scene in evaluated) < 32
 
 
+def test_more_scenes_change_their_size_when_asked() -> None:
+    settings = StorybookSettings(size=16, num_frames=1, turning_share=0.25, resizing_share=0.25)
+    scenes = [scene for step in range(8) for scene in StorybookBatches(settings, seed=0).batch(step, 32).scenes]
+    motions = [scene.actors[0].motion for scene in scenes]
+    for kind in (TURNING_MOTIONS, RESIZING_MOTIONS):  # The quarter asked for, and a tenth of all by chance.
+        assert 0.27 < sum(motion in kind for motion in motions) / len(motions) < 0.43
+
+
+def test_some_clips_come_in_another_colour_and_captions_ask_for_their_own() -> None:
+    data = StorybookBatches(StorybookSettings(size=32, num_frames=2, pair_share=0.2, empty_share=0.1), seed=4)
+    num_other = num_brief = num_alone = 0
+    for step in range(6):
+        batch = data.batch(step, 16)
+        clips, captions = data.in_other_colours(batch, 0.5, torch.Generator().manual_seed(step))
+        again = data.in_other_colours(batch, 0.5, torch.Generator().manual_seed(step))
+        assert torch.equal(again[0], clips) and again[1] == captions
+        differs, objects = (clips != batch.clips).amax(1, keepdim=True), data.objects(batch)
+        assert not (differs & (objects == 0)).any()  # What is not the object stays bit for bit.
+        for row, scene in enumerate(batch.scenes):
+            is_other, is_brief = bool(differs[row].any()), captions[row] != batch.captions[row]
+            assert not is_brief or (is_other and captions[row] == brief_caption(scene))
+            assert not is_other or len(scene.actors) == 1
+            num_other, num_brief, num_alone = (
+                num_other + is_other,
+                num_brief + is_brief,
+                num_alone + (len(scene.actors) == 1),
+            )
+    assert 0.3 < num_other / num_alone < 0.7 and 0.4 * num_other < num_brief < 0.7 * num_other
+    unchanged = data.in_other_colours(batch, 0.0, torch.Generator())
+    assert torch.equal(unchanged[0], batch.clips) and unchanged[1] == batch.captions
+
+
+def test_a_share_of_the_noise_levels_is_even_from_a_place_on() -> None:
+    plain, mixed = NoiseSettings(mean=2.0), NoiseSettings(mean=2.0, even_share=0.5, even_from=0.2)
+    one, other = (draw_noise((4000, 1), 1000, settings, seed=1, step=2) for settings in (plain, mixed))
+    assert torch.equal(one[0], other[0]) and torch.equal(one[2], other[2])
+    drawn_anew = one[1] != other[1]
+    assert 0.45 < float(drawn_anew.float().mean()) < 0.55
+    even = other[1][drawn_anew].float()
+    assert 200 <= even.min() < 220 and 980 < even.max() < 1000 and 585 < even.mean() < 615
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_a_noised_source_leads_to_the_clean_clip_and_is_whole_only_under_much_noise(prediction_type: str) -> None:
+    objective = Objective.from_scheduler(embedded_scheduler(prediction_type))
+    clean, source, noise = torch.randn(3, 256, 2, 3, 4, 4, dtype=torch.float64)
+    timesteps = torch.arange(256) * 3 + 4
+    moved = with_source(noise, clean, source, timesteps, objective, seed=1, step=2)
+    assert torch.equal(moved, with_source(noise, clean, source, timesteps, objective, seed=1, step=2))
+    noisy = objective.add_noise(clean, moved, timesteps)
+    found = objective.clean_from(objective.target(clean, moved, timesteps), noisy, timesteps)
+    assert torch.allclose(found, clean, atol=1e-6)
+    signal, sigma = objective.coefficients(timesteps, clean)
+    seen = (noisy - sigma * noise) / signal  # What lies below the noise: the clean clip, the source, or in between.
+    parts = ((seen - clean) / (source - clean)).flatten(1)
+    assert torch.allclose(parts, parts[:, :1].expand_as(parts), atol=1e-6)
+    parts, most = parts[:, 0], (sigma / signal / WHOLE_SOURCE).flatten().clamp(max=1)
+    assert (parts >= -1e-9).all() and (parts <= most + 1e-9).all()
+    assert parts[most == 1].max() > 0.95 and 0.4 < float((parts / most).mean()) < 0.6
+    assert torch.allclose(with_source(noise, clean, clean, timesteps, objective, seed=1, step=2), noise)
+
+
+def test_an_image_network_goes_on_with_its_text_encoder_as_it_was(tmp_path: Path, image_network: Path) -> None:
+    more = ["--start_from", str(image_network), "--train_text", "false", "--caption_fact_weight", "0"]
+    more += ["--other_colour_share", "0.8", "--doubt", "4", "--out", str(tmp_path / "more")]
+    with pytest.raises(ValueError, match="caption_fact_weight"):
+        train("text_to_image_smoke", [*more, "--caption_fact_weight", "0.1"])
+    run = train("text_to_image_smoke", more)
+    changed = {}
+    for part, file in (("unet", "diffusion_pytorch_model.safetensors"), ("text_encoder", "model.safetensors")):
+        before, after = (load_file(made / part / file) for made in (image_network, run))
+        changed[part] = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed["unet"] and not changed["text_encoder"]
+
+
 def test_curves_and_recipe_lie_beside_the_run(image_network: Path) -> None:
     out = image_network.parent
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -325,6 +407,20 @@ def test_the_base_learns_to_be_told_part_of_the_clip(tmp_path: Path, image_netwo
     assert any("held_out/loss_given" in line for line in lines)
     again = train("conditional_smoke", ["--out", str(tmp_path / "again"), "--start_from", str(told)])
     assert load_file(again / "unet" / "diffusion_pytorch_model.safetensors").keys() == after.keys()
+    further = ["--start_from", str(image_network), "--train_text", "false", "--caption_fact_weight", "0"]
+    image = train("text_to_image_smoke", ["--out", str(tmp_path / "image"), *further])
+    moved = ["--start_from", str(told), "--image", str(image), "--other_colour_share", "0.9", "--given.nothing", "9"]
+    on_it = load_file(
+        train("conditional_smoke", ["--out", str(tmp_path / "moved"), *moved])
+        / "unet"
+        / "diffusion_pytorch_model.safetensors"
+    )
+    drawn = load_file(image / "unet" / "diffusion_pytorch_model.safetensors")
+    assert on_it.keys() == after.keys() and any(not torch.equal(drawn[name], before[name].float()) for name in drawn)
+    assert all(torch.equal(weight.to(torch.bfloat16), on_it[name]) for name, weight in drawn.items())
+    other = train("text_to_image_smoke", ["--out", str(tmp_path / "other"), "--network.text_width", "64"])
+    with pytest.raises(ValueError, match="another image network"):
+        train("conditional_smoke", ["--out", str(tmp_path / "none"), "--start_from", str(told), "--image", str(other)])
     with pytest.raises(ValueError, match="every share"):
         nothing = [f"--given.{name}=0" for name in MaskMix.model_fields]
         train("conditional_smoke", ["--out", str(tmp_path / "none"), "--start_from", str(base), *nothing])

@@ -10,18 +10,20 @@ from pydantic import Field
 from torch import Tensor
 
 from lumiere.config import Settings
-from lumiere.data.captions import caption, terse_caption
+from lumiere.data.captions import brief_caption, caption, terse_caption
 from lumiere.data.drawing import BACKGROUNDS, STYLES
 from lumiere.data.storybook import (
     COLOUR_NAMES,
     MOTIONS,
     OBJECTS,
+    RESIZING_MOTIONS,
     SPEEDS,
     TURNING_MOTIONS,
     Scene,
     draw_scene,
     frame_times,
     from_start,
+    is_held_out,
     object_region,
     render,
     without_actors,
@@ -73,6 +75,8 @@ class StorybookSettings(Settings):
     turning_share: float = Field(default=0.0, ge=0, le=1)
     """Share of scenes whose motion is surely one in which objects turn, beside those that chance gives: turned outlines
     are the hardest to learn."""
+    resizing_share: float = Field(default=0.0, ge=0, le=1)
+    """The same for motions in which the size of objects changes."""
 
 
 class StorybookBatches:
@@ -86,8 +90,9 @@ class StorybookBatches:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step * 2 + held_out)
         share = self.settings.pair_share if step >= self.settings.pairs_from_step else 0.0
         num_pairs = _random_round(count * share, generator) if share else 0
-        turning = 0.0 if held_out else self.settings.turning_share
+        turning, resizing = (0.0, 0.0) if held_out else (self.settings.turning_share, self.settings.resizing_share)
         num_turning = _random_round(count * turning, generator) if turning else 0
+        num_resizing = _random_round(count * resizing, generator) if resizing else 0
         num_empty = _random_round(count * self.settings.empty_share, generator) if self.settings.empty_share else 0
         num_alone = max(0, count - num_pairs - num_empty)
         scenes = [
@@ -95,7 +100,7 @@ class StorybookBatches:
                 generator,
                 num_actors=1 if index < num_alone else 0 if index < count - num_pairs else 2,
                 held_out=held_out,
-                motions=TURNING_MOTIONS if index < num_turning else MOTIONS,
+                motions=_motions(index, num_turning, num_resizing),
             )
             for index in range(count)
         ]
@@ -116,6 +121,24 @@ class StorybookBatches:
         """Boxes around the objects of a batch of clips, [B, 1, T, H, W] of 0 and 1."""
         return object_region(batch.clips, self.empty(batch))
 
+    def in_other_colours(self, batch: Batch, share: float, generator: torch.Generator) -> tuple[Tensor, list[str]]:
+        """The clips [B, 3, T, H, W] of a batch, a ``share`` of them with its object in another colour, and captions.
+
+        Every second caption of those says no more than what is to be seen: the object in the batch's own colour. Scenes
+        without an actor, or with two, stay as they are; no scene of the held-out tenth is drawn.
+        """
+        assert batch.times_s is not None
+        lucks = torch.rand(len(batch.scenes), generator=generator).tolist()
+        rows = [row for row, luck in enumerate(lucks) if luck < share and len(batch.scenes[row].actors) == 1]
+        if not rows:
+            return batch.clips, batch.captions
+        clips, captions = batch.clips.clone(), list(batch.captions)
+        others = [_in_another_colour(batch.scenes[row], generator) for row in rows]
+        clips[rows] = _rendered(others, batch.times_s[rows], self.settings.size).to(clips)
+        for row in rows[::2]:
+            captions[row] = brief_caption(batch.scenes[row])
+        return clips, captions
+
     def _caption(self, scene: Scene, generator: torch.Generator) -> str:
         share = self.settings.terse_share
         is_terse = bool(share) and bool(scene.actors) and float(torch.rand((), generator=generator)) < share
@@ -131,6 +154,21 @@ class StorybookBatches:
         if self.settings.num_frames == 1 or self.settings.any_moments:
             return torch.rand(count, self.settings.num_frames, generator=generator) * CLIP_S
         return self.settings.frame_step * frame_times(self.settings.num_frames).expand(count, -1)
+
+
+def _motions(index: int, num_turning: int, num_resizing: int) -> Sequence[str]:
+    """Which motions a scene may have: the first of a batch turn, the next change their size, the others do anything."""
+    if index < num_turning:
+        return TURNING_MOTIONS
+    return RESIZING_MOTIONS if index < num_turning + num_resizing else MOTIONS
+
+
+def _in_another_colour(scene: Scene, generator: torch.Generator) -> Scene:
+    """The scene of one actor in another colour in which it is not held out."""
+    actor = scene.actors[0]
+    others = [replace(actor, colour=name) for name in COLOUR_NAMES if name != actor.colour]
+    others = [other for other in others if not is_held_out(other, scene.background)]
+    return replace(scene, actors=(others[int(torch.randint(len(others), (), generator=generator))],))
 
 
 def _rendered(scenes: Sequence[Scene], times_s: Tensor, size: int) -> Tensor:

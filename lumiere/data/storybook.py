@@ -26,6 +26,8 @@ REPEATING_MOTIONS = ("bounce", "swing", "orbit", "spin", "pulse")
 ONE_WAY_MOTIONS = ("slide right", "slide left", "rise", "fall", "grow")
 TURNING_MOTIONS = ("spin", "swing")
 """Those in which the object turns: every other shows it upright."""
+RESIZING_MOTIONS = ("pulse", "grow")
+"""Those in which its size changes."""
 MOTIONS = REPEATING_MOTIONS + ONE_WAY_MOTIONS
 SPEEDS = ("slow", "fast")
 PERIOD_S = {"slow": 2.5, "fast": 1.0}

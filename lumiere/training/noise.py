@@ -8,8 +8,10 @@ from pydantic import Field
 from torch import Tensor
 
 from lumiere.config import Settings
-from lumiere.diffusion.objective import draw_timesteps
+from lumiere.diffusion.objective import Objective, draw_timesteps
 
+WHOLE_SOURCE = 0.6
+"""Noise over signal from which on a noised source of an edit may be there as a whole: edits start there or above."""
 NUM_LEVELS = 4
 """Ranges of noise that held-out losses are told of."""
 
@@ -19,6 +21,11 @@ class NoiseSettings(Settings):
 
     mean: float = 0.0
     std: float = Field(default=1.0, gt=0)
+    even_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of examples whose place is anywhere in the schedule instead: what is hardly noised, which a mean above 0
+    leaves out, is what the last steps of a sampler see."""
+    even_from: float = Field(default=0.0, ge=0, lt=1)
+    """Where in the schedule, 0 (clean) to 1, this part of it begins: samplers of few steps never look at its start."""
 
 
 def embedded_scheduler(prediction_type: str = "v_prediction") -> DDIMScheduler:
@@ -42,7 +49,12 @@ def draw_noise(
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step * 2 + 1_000_000_007)
     noise = torch.randn(shape, generator=generator)
     timesteps = draw_timesteps(shape[0], num_timesteps, mean=settings.mean, std=settings.std, generator=generator)
-    return noise, timesteps, torch.rand(shape[0], generator=generator)
+    luck = torch.rand(shape[0], generator=generator)
+    if settings.even_share:
+        is_even, places = torch.rand(2, shape[0], generator=generator)
+        places = settings.even_from + (1 - settings.even_from) * places
+        timesteps = torch.where(is_even < settings.even_share, (places * num_timesteps).long(), timesteps)
+    return noise, timesteps, luck
 
 
 def even_timesteps(count: int, num_timesteps: int) -> Tensor:
@@ -63,6 +75,23 @@ def by_noise_level(losses: Tensor) -> dict[str, float]:
         for place, part in enumerate(parts)
     }
     return {"loss": float(losses.mean())} | means
+
+
+def with_source(
+    noise: Tensor, clean: Tensor, source: Tensor, timesteps: Tensor, objective: Objective, *, seed: int, step: int
+) -> Tensor:
+    """The noise that makes of clean clips [B, C, ...] noisy ones that lie part of the way toward ``source`` clips.
+
+    So a clip looks that is being edited from a noised source (SDEdit): all of the source at first, and ever less of it
+    as the noise gets less. Which part is drawn from (seed, step): up to all where there is ``WHOLE_SOURCE`` times as
+    much noise as signal, less in proportion below.
+    """
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + step * 2 + 5_000_000_029)
+    signal, sigma = objective.coefficients(timesteps, clean)
+    parts = torch.rand(len(clean), generator=generator).view_as(signal.cpu()).to(signal)
+    # Divided by no less than the noise of the first timesteps, where parts are next to nothing.
+    parts = parts * (sigma / signal.clamp(min=1e-3) / WHOLE_SOURCE).clamp(max=1)
+    return noise + parts * signal / sigma.clamp(min=1e-3) * (source - clean)
 
 
 def noise_shares(count: int, doubt: float, *, seed: int, step: int) -> Tensor:

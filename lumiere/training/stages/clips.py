@@ -23,7 +23,7 @@ from lumiere.model.stunet import STUNet
 from lumiere.pipeline import LumierePipeline
 from lumiere.training.distributed import gathered, share
 from lumiere.training.loop import LoopSettings, compiled
-from lumiere.training.noise import NoiseSettings, by_noise_level, draw_noise, even_timesteps
+from lumiere.training.noise import NoiseSettings, by_noise_level, draw_noise, even_timesteps, with_source
 from lumiere.video import channels_last, contact_sheet
 
 SHEET_FRAMES = 16
@@ -105,6 +105,10 @@ class ClipStage:
         )
         kept = (luck >= self.caption_dropout).tolist()
         captions = self.captions(batch, given, position)
+        other, captions = self.noised_from(batch, clips, given, captions, position)
+        if other is not None:
+            place = {"seed": self.loop.seed, "step": position}
+            noise = with_source(noise.to(clean), clean, self.encoded(other), timesteps, self.objective, **place)
         captions = [caption if keep else "" for caption, keep in zip(captions, kept, strict=True)]
         return self.denoising(self.network, clean, noise, timesteps, captions, given)
 
@@ -129,6 +133,12 @@ class ClipStage:
     def captions(self, batch: Batch, given: Tensor | None, position: int) -> list[str]:
         """What is said of the clips at a position, of which so much is given."""
         return batch.captions
+
+    def noised_from(
+        self, batch: Batch, clips: Tensor, given: Tensor | None, captions: list[str], position: int
+    ) -> tuple[Tensor | None, list[str]]:
+        """Clips that are noised (part of the way) in the place of ``clips``, None for these, and what is said then."""
+        return None, captions
 
     def objects(self, batch: Batch) -> Tensor | None:
         """Where the clips' objects are, [B, 1, T, H, W] of 0 and 1, if that is known."""

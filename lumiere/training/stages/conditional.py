@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -19,6 +20,7 @@ from lumiere.pipeline import LumierePipeline
 from lumiere.training.loop import LoopSettings
 from lumiere.training.noise import NoiseSettings
 from lumiere.training.stages.clips import ClipStage, SampleSettings
+from lumiere.training.stages.text_to_image import take_image_network
 
 
 class ConditionalSettings(Settings):
@@ -29,6 +31,8 @@ class ConditionalSettings(Settings):
     """Folder of the run."""
     start_from: str | None
     """Pipeline folder of the text-to-video base; null is the one inside the package."""
+    image: str | None = None
+    """Folder of an exported image network of the same kind (stage text_to_image) that takes the place of the base's."""
     show_given_to_blocks: bool = False
     """Let every block that mixes frames see what is given, at its level's size, beside the first convolution."""
     add_clock: bool = False
@@ -46,6 +50,9 @@ class ConditionalSettings(Settings):
     noise: NoiseSettings = NoiseSettings(mean=2.2, std=1.5)
     terse_share_of_given: float = Field(default=0.0, ge=0, le=1)
     """Share of the clips of which a whole frame is given whose caption then only says how the object moves."""
+    other_colour_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of the clips of which nothing is given that are noised with their object in another colour than the
+    caption's, as when a clip is recoloured; half of their captions then name the object and its colour alone."""
     caption_dropout: float = Field(default=0.1, ge=0, lt=1)
     num_validation_clips: int = Field(default=16, ge=1)
     samples: SampleSettings = SampleSettings()
@@ -56,9 +63,11 @@ class Conditional(ClipStage):
 
     def __init__(self, settings: ConditionalSettings) -> None:
         settings.given.kinds()
-        self.terse_share = settings.terse_share_of_given
+        self.terse_share, self.other_colour_share = settings.terse_share_of_given, settings.other_colour_share
         torch.manual_seed(settings.loop.seed)
         pipeline = LumierePipeline.from_pretrained(settings.start_from)
+        if settings.image is not None:
+            take_image_network(Path(settings.image), pipeline.unet, pipeline.text_encoder)
         if not pipeline.unet.settings.conditioning_channels:
             widen_input(pipeline.unet, num_channels(pipeline.codec))
         if settings.show_given_to_blocks and not pipeline.unet.settings.blocks_see_given:
@@ -99,6 +108,18 @@ class Conditional(ClipStage):
             terse_caption(scene, generator) if terse and scene.actors else whole
             for scene, terse, whole in zip(batch.scenes, is_terse.tolist(), batch.captions, strict=True)
         ]
+
+    def noised_from(
+        self, batch: Batch, clips: Tensor, given: Tensor | None, captions: list[str], position: int
+    ) -> tuple[Tensor | None, list[str]]:
+        """Of some clips of which nothing is given, the same in another colour, and captions that ask for their own."""
+        if not self.other_colour_share or given is None:
+            return None, captions
+        generator = torch.Generator().manual_seed(self.loop.seed * 1_000_003 + position * 2 + 6_000_000_029)
+        others, said = self.books.in_other_colours(batch, self.other_colour_share, generator)
+        is_free = given[:, self.codec.channels :].flatten(1).amax(1) == 0
+        captions = [new if free else old for new, old, free in zip(said, captions, is_free.tolist(), strict=True)]
+        return torch.where(is_free.view(-1, 1, 1, 1, 1).to(clips.device), others, clips), captions
 
     def objects(self, batch: Batch) -> Tensor:
         """Where the storybook drew the clips' objects."""

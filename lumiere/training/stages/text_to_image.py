@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import T5EncoderModel
 
 from lumiere.codec import PixelBlocks
-from lumiere.conditioning.text import T5Text, mean_state, small_t5, word_tokenizer
+from lumiere.conditioning.text import T5Text, freeze, mean_state, small_t5, word_tokenizer
 from lumiere.config import Settings
 from lumiere.data.batches import FACT_SIZES, Batch, StorybookBatches, StorybookSettings, scene_facts
 from lumiere.data.captions import vocabulary
@@ -25,7 +25,14 @@ from lumiere.diffusion.objective import Objective
 from lumiere.model.stunet import STUNet
 from lumiere.pipeline import LumierePipeline
 from lumiere.training.loop import LoopSettings, compiled
-from lumiere.training.noise import NoiseSettings, draw_noise, embedded_scheduler, even_timesteps, noise_shares
+from lumiere.training.noise import (
+    NoiseSettings,
+    draw_noise,
+    embedded_scheduler,
+    even_timesteps,
+    noise_shares,
+    with_source,
+)
 from lumiere.video import contact_sheet
 
 
@@ -58,6 +65,12 @@ class TextToImageSettings(Settings):
     doubt: float = Field(default=1.0, ge=1)
     """The stills hold noise of up to so many times less power than the network is told, in half of the cases: then it
     looks for itself, and a clip's temporal layers have something to gain from bringing frames together. 1: never."""
+    other_colour_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of the stills that are noised with their object in another colour than the caption's, as when a clip is
+    recoloured; half of their captions then name the object and its colour alone."""
+    train_text: bool = True
+    """Train the text encoder, too. False for an image network that goes on inside a base: what else learned from these
+    text states (words of given parts, styles) then still fits."""
     caption_dropout: float = Field(default=0.1, ge=0, lt=1)
     """Share of captions replaced by the empty one, for classifier-free guidance."""
     caption_fact_weight: float = Field(default=0.05, ge=0)
@@ -97,10 +110,39 @@ def _trained(folder: Path) -> tuple[nn.Module, nn.Module]:
     return pipeline.unet, pipeline.text_encoder
 
 
+def take_image_network(folder: Path, unet: nn.Module, text_encoder: nn.Module) -> None:
+    """Give networks the image weights and the text encoder of an exported run or a pipeline; temporal layers stay.
+
+    Raises ValueError where those are of other networks, before anything is changed.
+    """
+    networks = {"image network": unet, "text encoder": text_encoder}
+    weights = [_without_temporal(trained.state_dict()) for trained in _trained(folder)]
+    for (what, network), new in zip(networks.items(), weights, strict=True):
+        own = _without_temporal(network.state_dict())
+        differing = [
+            name
+            for name in own.keys() | new
+            if getattr(own.get(name), "shape", None) != getattr(new.get(name), "shape", None)
+        ]
+        if differing:
+            raise ValueError(
+                f"{folder} holds another {what} than the recipe's ({len(differing)} weights differ, the first is"
+                f" {min(differing)}); give one of the same kind, or the recipe its `network` settings"
+            )
+    for network, new in zip(networks.values(), weights, strict=True):
+        network.load_state_dict(network.state_dict() | new)
+
+
+def _without_temporal(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: weight for name, weight in weights.items() if not name.startswith("temporal.")}
+
+
 class TextToImage:
     """Trains the image network and its text encoder on single storybook pictures."""
 
     def __init__(self, settings: TextToImageSettings) -> None:
+        if settings.caption_fact_weight and not settings.train_text:
+            raise ValueError("caption_fact_weight trains the text encoder, and train_text is false; set it to 0")
         if settings.caption_fact_weight and (settings.data.empty_share or settings.data.terse_share):
             raise ValueError(
                 "caption_fact_weight keeps facts readable that captions of data.empty_share and data.terse_share do not"
@@ -122,7 +164,9 @@ class TextToImage:
             self.tokenizer, small_t5(len(self.tokenizer), width=network.text_width, num_layers=network.text_layers)
         )
         if settings.start_from:
-            self._start_from(settings.start_from)
+            take_image_network(Path(settings.start_from), self.unet, self.text.text_encoder)
+        if not settings.train_text:
+            freeze(self.text.text_encoder)
         self.fact_readers = nn.ModuleDict({name: nn.Linear(network.text_width, n) for name, n in FACT_SIZES.items()})
         for network_part in (self.unet, self.text.text_encoder, self.fact_readers):
             network_part.to(self.device)
@@ -130,22 +174,6 @@ class TextToImage:
         self.objective = Objective.from_scheduler(self.scheduler)
         self.data = StorybookBatches(settings.data, seed=settings.loop.seed, device=self.device)
         self.network: nn.Module = compiled(self.unet, settings.loop.compile)
-
-    def _start_from(self, folder: str) -> None:
-        """Take the weights of an exported run's, or a pipeline's, image network and text encoder."""
-        unet, text_encoder = _trained(Path(folder))
-        weights = {name: weight for name, weight in unet.state_dict().items() if not name.startswith("temporal.")}
-        own = {name: weight.shape for name, weight in self.unet.state_dict().items()}
-        differing = [
-            name for name in own.keys() | weights.keys() if own.get(name) != getattr(weights.get(name), "shape", None)
-        ]
-        if differing:
-            raise ValueError(
-                f"{folder} holds another image network than the recipe's ({len(differing)} weights differ, the first is"
-                f" {min(differing)}); give the recipe its `network` settings"
-            )
-        self.unet.load_state_dict(weights)
-        self.text.text_encoder.load_state_dict(text_encoder.state_dict())
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Those of the image network, the text encoder and the readers of facts."""
@@ -170,9 +198,17 @@ class TextToImage:
             tuple(clean.shape), self.objective.num_timesteps, settings.noise, seed=settings.loop.seed, step=position
         )
         kept = luck >= settings.caption_dropout
-        text = self.text.encode([c if keep else "" for c, keep in zip(batch.captions, kept.tolist(), strict=True)])
+        captions, place = batch.captions, {"seed": settings.loop.seed, "step": position}
+        source = clean
+        if settings.other_colour_share:
+            generator = torch.Generator().manual_seed(settings.loop.seed * 1_000_003 + position * 2 + 6_000_000_029)
+            clips, captions = self.data.in_other_colours(batch, settings.other_colour_share, generator)
+            source = self.codec.encode(clips).squeeze(2)
+        text = self.text.encode([c if keep else "" for c, keep in zip(captions, kept.tolist(), strict=True)])
         # The target of less noise is the one from which a sampler that believes the timestep finds the clean picture.
-        noise = noise * noise_shares(count, settings.doubt, seed=settings.loop.seed, step=position).view(-1, 1, 1, 1)
+        noise = noise * noise_shares(count, settings.doubt, **place).view(-1, 1, 1, 1)
+        if source is not clean:
+            noise = with_source(noise.to(clean), clean, source, timesteps, self.objective, **place)
         losses = self._denoising(self.network, clean, noise, timesteps, text.states, text.mask)
         if settings.caption_fact_weight:
             misread = self._misread(batch, mean_state(text)) * kept.to(self.device)
