@@ -201,3 +201,5 @@ def test_example_makes_a_folder_of_sixteen_and_four_clips(tmp_path: Path) -> Non
     held_out = [entry.is_held_out for entry in clips.report.kept]
     assert (held_out.count(False), held_out.count(True)) == (16, 4)
     assert "A man in a black jumper nods his raised fist" in clips.captions()
+    wrong = subprocess.run([*arguments, "--under", "clip/"], check=False, capture_output=True, text=True)
+    assert wrong.returncode and "lists nothing under 'clip/'" in wrong.stderr
