@@ -23,7 +23,7 @@ from lumiere.conditioning.frames import Conditioning
 from lumiere.conditioning.text import Reading, TextEncoder, TextStates, text_encoder_for, text_notes
 from lumiere.diffusion.denoiser import Beside, Denoiser, Guided, bounded
 from lumiere.diffusion.multidiffusion import Windowed, clip_windows
-from lumiere.diffusion.sample import Step, draw_noise, num_steps_taken, sample
+from lumiere.diffusion.sample import Step, check_polish, draw_noise, num_steps_taken, sample
 from lumiere.diffusion.schedulers import check_scheduler, named_scheduler
 from lumiere.model.stunet import STUNet
 from lumiere.strengths import EDIT_STRENGTH
@@ -53,7 +53,8 @@ class LumierePipeline(DiffusionPipeline):
     it is not told otherwise; they belong to the weights and are saved with them. More than ``num_frames`` are made in
     windows of so many that overlap by half (temporal MultiDiffusion). ``height`` and ``width`` None mean
     the network's own size. ``guidance_interval`` is the part of the noise schedule, 0 (clean) to 1 (noise), in which
-    guidance acts; None is all of it. A clip that starts from a video is guided at every step.
+    guidance acts; None is all of it. A clip that starts from a video is guided at every step. ``polish`` are places in
+    that schedule: see ``diffusion.sample``; none for networks that were not trained to doubt (``text_to_image``).
     """
 
     scheduler: Any
@@ -85,8 +86,10 @@ class LumierePipeline(DiffusionPipeline):
         guidance_interval: list[float] | None = None,
         guidance_rescale: float = 0.0,
         timestep_shift: float = 1.0,
+        polish: list[float] | None = None,
     ) -> None:
         super().__init__()
+        check_polish(polish or [])
         low, high = guidance_interval or (0.0, 1.0)
         check_guidance_interval(low, high)
         if not 0 <= guidance_rescale <= 1:
@@ -112,6 +115,7 @@ class LumierePipeline(DiffusionPipeline):
             guidance_interval=[low, high],
             guidance_rescale=guidance_rescale,
             timestep_shift=timestep_shift,
+            polish=list(polish or []),
         )
         self.codec: Codec = PixelBlocks(pixel_block_size) if vae is None else Latents(vae)
 
@@ -226,6 +230,7 @@ class LumierePipeline(DiffusionPipeline):
         guidance_scale: float | None = None,
         negative_prompt: str | Sequence[str] | None = None,
         timestep_shift: float | None = None,
+        polish: Sequence[float] | None = None,
         super_resolution: bool = True,
         conditioning: Conditioning | None = None,
         video: Tensor | None = None,
@@ -243,17 +248,18 @@ class LumierePipeline(DiffusionPipeline):
     ) -> LumiereOutput | tuple[Any]:
         """Clips of the prompts, each made from its own noise, whatever the batch.
 
-        What is None is the model's own. ``generator``: one per clip, or one that was not drawn from yet, whose seed
-        the first clip takes, seed + 1 the second, and so on. ``timestep_shift`` above 1 spends more of the steps where
-        there is much noise (1 is even; some schedulers take no other). ``latents`` [B, C, T, h, w] is standard normal
-        noise in the network's space. ``super_resolution`` False leaves the clip as the base makes it. ``conditioning``
-        is what of the clips is given, in their final size, and comes back as it is. ``video`` [B, 3, T, H, W] in -1..1,
-        in that size too, is a clip to start from instead of noise: it is noised, and the last ``strength`` (above 0,
-        up to 1) of the steps are taken from there; 1 is noise alone. A callback may ask for "latents"
-        and for "clean", the clip that the network had in mind at that step; the latents that it returns are gone on
-        with. ``prompt_embeds`` and ``negative_prompt_embeds``, as ``encode_prompt`` gives them for a prompt each, take
-        the place of prompts. ``on_super_resolution_step`` is told of every step of super-resolution. Raises ValueError
-        before long work for what cannot be done, and at the first step whose clip is not made of numbers.
+        What is None is the model's own. ``generator``: one per clip, or one that was not drawn from yet, whose seed the
+        first clip takes, seed + 1 the second, and so on. ``timestep_shift`` above 1 spends more of the steps where
+        there is much noise (1 is even; some schedulers take no other). ``polish`` are places in the noise schedule, 0
+        (clean) to 1, at which the finished clip is looked at again and cleaned of grain. ``latents`` [B, C, T, h, w] is
+        standard normal noise in the network's space. ``super_resolution`` False leaves the clip as the base makes it.
+        ``conditioning`` is what of the clips is given, in their final size, and comes back as it is. ``video`` [B, 3,
+        T, H, W] in -1..1, in that size too, is a clip to start from instead of noise: it is noised, and the last
+        ``strength`` (above 0, up to 1) of the steps are taken from there; 1 is noise alone. A callback may ask for
+        "latents" and for "clean", the clip that the network had in mind at that step; the latents that it returns are
+        gone on with. ``prompt_embeds`` and ``negative_prompt_embeds``, as ``encode_prompt`` gives them for a prompt
+        each, take the place of prompts. ``on_super_resolution_step`` is told of every step of super-resolution. Raises
+        ValueError before long work for what cannot be done, and at the first step whose clip is not made of numbers.
         """
         embeds = self._checked_embeds(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         prompts = _prompts([""] * len(embeds[0].states) if embeds else prompt or [], num_videos_per_prompt)
@@ -277,6 +283,9 @@ class LumierePipeline(DiffusionPipeline):
         # Of a video little but its finer part is made anew, and there the prompt has its say.
         interval = self.config.guidance_interval if source is None else (0.0, 1.0)
         denoiser = self._denoiser(*states, scale, interval, given, shape)
+        polish = self.config.polish if polish is None else polish
+        # Guidance near the clean clip brings grain, which polishing is to take away.
+        polisher = self._denoiser(*states, 1.0, interval, given, shape) if polish else None
         noise = self._noise(shape, generators, latents)
         reverse = sample(
             denoiser,
@@ -287,9 +296,11 @@ class LumierePipeline(DiffusionPipeline):
             timestep_shift=self.config.timestep_shift if timestep_shift is None else timestep_shift,
             clip=source,
             strength=1.0 if source is None else strength,
+            polish=polish,
+            polisher=polisher,
         )
         left = 1.0 if source is None else num_steps_taken(steps, strength) / steps
-        with self.progress_bar(total=round(left * len(self.scheduler.timesteps))) as bar:
+        with self.progress_bar(total=round(left * len(self.scheduler.timesteps)) + len(polish)) as bar:
             for step in reverse:
                 self._tell(callback_on_step_end, step, asked)
                 bar.update()

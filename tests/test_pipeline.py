@@ -242,6 +242,7 @@ def test_settings_of_the_sampler_travel_with_the_weights(tmp_path: Path) -> None
         "guidance_interval": [0.2, 0.9],
         "guidance_rescale": 0.5,
         "timestep_shift": 2.0,
+        "polish": [0.4, 0.2],
     }
     pipeline = tiny_pipeline(**settings).use_scheduler("dpm++")
     pipeline.save_pretrained(tmp_path)
@@ -259,6 +260,8 @@ def test_settings_of_the_sampler_travel_with_the_weights(tmp_path: Path) -> None
     even = explicit(PROMPT, **options, timestep_shift=1.0, generator=generator(0)).frames
     assert not same_to_rounding(even, told)
     assert same_to_rounding(explicit(PROMPT, **options, timestep_shift=2.0, generator=generator(0)).frames, told)
+    assert same_to_rounding(explicit(PROMPT, **options, polish=[0.4, 0.2], generator=generator(0)).frames, told)
+    assert not same_to_rounding(explicit(PROMPT, **options, polish=[], generator=generator(0)).frames, told)
 
 
 def test_parts_can_be_replaced_as_with_any_diffusers_pipeline(folder: Path) -> None:
@@ -346,6 +349,33 @@ def test_what_cannot_be_done_is_refused_before_the_network_runs(
 def test_settings_out_of_range_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="guidance"):
         tiny_pipeline(**settings)
+
+
+def test_places_to_polish_at_are_checked_before_anything_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="polish holds 1"):
+        tiny_pipeline(polish=[1.0])
+    pipeline = tiny_pipeline()
+    monkeypatch.setattr(pipeline.unet, "forward", None)
+    with pytest.raises(ValueError, match="polish holds 0"):
+        pipeline(PROMPT, polish=[0.0])
+
+
+def test_polishing_is_not_guided_is_told_to_callbacks_and_leaves_what_is_given() -> None:
+    pipeline, passes, told = tiny_pipeline(), [], []
+    widen_input(pipeline.unet, num_channels(pipeline.codec))
+    pipeline.unet.register_forward_pre_hook(lambda *_: passes.append(1))
+    image = torch.rand(1, 3, 16, 16, generator=generator(5)) * 2 - 1
+
+    def tell(_: Any, index: int, timestep: torch.Tensor, tensors: dict[str, Any]) -> dict[str, Any]:
+        told.append((index, int(timestep)))
+        return {}
+
+    call: dict[str, Any] = {"num_inference_steps": 2, "output_type": "pt", "conditioning": first_frame(image, 8)}
+    plain = pipeline(PROMPT, generator=generator(0), **call).frames
+    made = pipeline(PROMPT, generator=generator(0), polish=(0.3, 0.2), callback_on_step_end=tell, **call).frames
+    assert len(passes) == 2 * 2 + 2 * 2 + 2
+    assert told[2:] == [(2, 299), (3, 199)] and len(told) == 4
+    assert torch.equal(made[:, 0], image / 2 + 0.5) and not torch.allclose(made[:, 1:], plain[:, 1:], atol=1e-3)
 
 
 def test_a_scheduler_that_would_be_silently_wrong_is_refused() -> None:

@@ -283,6 +283,38 @@ def test_steps_tell_where_they_are_and_go_on_with_the_clip_put_in() -> None:
     assert told == [(0, 4, 999), (1, 4, 749), (2, 4, 499), (3, 4, 249)]
 
 
+@pytest.mark.parametrize("kind", ["v_prediction", "epsilon"])
+def test_polishing_looks_at_the_finished_clip_without_noise_as_if_it_had_some(kind: str) -> None:
+    scheduler = embedded(prediction_type=kind) if kind == "v_prediction" else stable_diffusion(prediction_type=kind)
+    options = {"generators": generators(0, 1), "num_steps": 4, "noise": draw_noise(SHAPE, generators(0, 1))}
+    objective, seen = Objective.from_scheduler(scheduler), []
+
+    def halving(noisy: Tensor, timestep: Tensor) -> Tensor:
+        """Takes half of what lies below the noise for the clean clip."""
+        signal, sigma = objective.coefficients(timestep, noisy)
+        clean = noisy / signal / 2
+        seen.append((int(timestep[0]), noisy))
+        noise = (noisy - signal * clean) / sigma
+        return noise if kind == "epsilon" else signal * noise - sigma * clean
+
+    plain = list(sample(network, scheduler, **options))
+    steps = list(sample(network, scheduler, **options, polish=(0.3, 0.2), polisher=halving))
+    assert [(step.index, step.num_steps) for step in steps] == [(index, 6) for index in range(6)]
+    assert torch.equal(steps[3].clip, plain[3].clip)
+    assert [timestep for timestep, _ in seen] == [299, 199] == [int(step.timestep) for step in steps[4:]]
+    assert torch.allclose(
+        seen[0][1], objective.coefficients(torch.tensor([299, 299]), plain[3].clip)[0] * plain[3].clip
+    )
+    assert torch.allclose(steps[-1].clip, plain[-1].clip / 4, atol=1e-4)
+    assert torch.equal(steps[-1].clip, steps[-1].clean())
+
+
+@pytest.mark.parametrize("place", [0, 0.001, 0.95, 1, float("nan")])
+def test_a_place_to_polish_at_outside_the_schedule_is_refused(place: float) -> None:
+    with pytest.raises(ValueError, match="polish holds"):
+        sample(network, embedded(), noise=torch.zeros(SHAPE), generators=[], num_steps=5, polish=[0.3, place])
+
+
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_from_a_noised_clip_only_the_last_steps_are_taken(name: str) -> None:
     gens = generators(0, 1)

@@ -117,7 +117,7 @@ def _make_and_write(pipeline: LumierePipeline, recipes: Sequence[ClipRecipe], pa
 
 def _frames(pipeline: LumierePipeline, recipe: ClipRecipe, progress: Progress) -> np.ndarray:
     """The 8-bit frames [T, H, W, 3] of a recipe."""
-    total = recipe.num_inference_steps + num_large_steps(pipeline, recipe.super_resolution)
+    total = recipe.num_inference_steps + num_late_steps(pipeline, recipe.super_resolution)
     task = progress.add_task(escape(f"{recipe.prompt[:40]} (seed {recipe.seed})"), total=total)
 
     def advance(*_: object) -> dict[str, torch.Tensor]:
@@ -141,9 +141,10 @@ def _frames(pipeline: LumierePipeline, recipe: ClipRecipe, progress: Progress) -
     return to_uint8(clips[0].transpose(0, 1) * 2 - 1)
 
 
-def num_large_steps(pipeline: LumierePipeline, super_resolution: bool) -> int:
-    """The steps that super-resolution takes after the base's."""
-    return pipeline.super_resolution.num_steps if super_resolution and pipeline.super_resolution is not None else 0
+def num_late_steps(pipeline: LumierePipeline, super_resolution: bool) -> int:
+    """The steps after the base's: looks that polish its clip, and super-resolution's."""
+    enlarges = super_resolution and pipeline.super_resolution is not None
+    return len(pipeline.config.polish) + (pipeline.super_resolution.num_steps if enlarges else 0)
 
 
 def _report(path: Path, frames: np.ndarray, *, scale: int, seconds: float) -> str:

@@ -90,13 +90,18 @@ def sample(
     timestep_shift: float = 1.0,
     clip: Tensor | None = None,
     strength: float = 1.0,
+    polish: Sequence[float] = (),
+    polisher: Denoiser | None = None,
 ) -> Iterator[Step]:
     """The steps from ``noise`` [B, C, T, H, W] (standard normal) to clips; the last one holds them.
 
     The clips stay in fp32 on the noise's device; ``generators``, one per clip, give the noise of samplers that add
     some at every step. With a ``clip`` [B, C, T, H, W] the last ``strength`` (0..1] of the steps are taken from that
-    clip, noised (SDEdit, Meng et al., arXiv 2108.01073). Raises ValueError before the first step for a scheduler that
-    cannot be trusted, and at the step where values stop being numbers.
+    clip, noised (SDEdit, Meng et al., arXiv 2108.01073). ``polish`` are places in the schedule, 0 (clean) to 1 (noise):
+    after the last step the clip, without noise, is shown to the ``polisher`` (None: the denoiser) as if it were as
+    noisy as that, and what that takes for the clean clip is gone on with. Grain and flicker that sampling left are
+    noise to a network that doubts what it is told (``training.noise.noise_shares``). Raises ValueError before the
+    first step for a scheduler that cannot be trusted, and at the step where values stop being numbers.
     """
     check_scheduler(scheduler)
     timesteps = set_timesteps(scheduler, num_steps, shift=timestep_shift)
@@ -108,7 +113,18 @@ def sample(
         state = noise.float() * scheduler.init_noise_sigma
     else:
         state = scheduler.add_noise(clip.float(), noise.float(), timesteps[begin : begin + 1].expand(len(noise)))
-    return _steps(denoiser, scheduler, state, begin=begin, generators=list(generators))
+    check_polish(polish)
+    looks = [(polisher or denoiser, round(place * scheduler.config.num_train_timesteps) - 1) for place in polish]
+    return _steps(denoiser, scheduler, state, begin=begin, generators=list(generators), looks=looks)
+
+
+def check_polish(polish: Sequence[float]) -> None:
+    """Raise ValueError for a place to polish at that is not inside the noise schedule."""
+    wrong = [place for place in polish if not 0.01 <= place <= 0.9]
+    if wrong:
+        raise ValueError(
+            f"polish holds {wrong[0]}; it is a list of places in the noise schedule, 0.01 (hardly noised) to 0.9"
+        )
 
 
 def num_steps_taken(num_steps: int, strength: float) -> int:
@@ -123,17 +139,34 @@ def num_steps_taken(num_steps: int, strength: float) -> int:
 
 @torch.no_grad()
 def _steps(
-    denoiser: Denoiser, scheduler: Any, state: Tensor, *, begin: int, generators: list[torch.Generator]
+    denoiser: Denoiser,
+    scheduler: Any,
+    state: Tensor,
+    *,
+    begin: int,
+    generators: list[torch.Generator],
+    looks: Sequence[tuple[Denoiser, int]] = (),
 ) -> Iterator[Step]:
     objective = Objective.from_scheduler(scheduler)
     extra = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
     timesteps = scheduler.timesteps[begin:]
+    num_steps = len(timesteps) + len(looks)
     for index, timestep in enumerate(timesteps):
         noisy = scheduler.scale_model_input(state, timestep)
         prediction = denoiser(noisy, timestep.expand(len(state)).to(state.device)).float()
         state = scheduler.step(prediction, timestep, state, **extra, return_dict=False)[0]
-        _refuse_broken(state, index, len(timesteps))
-        step = Step(index, len(timesteps), timestep, state, noisy, prediction, objective)
+        _refuse_broken(state, index, num_steps)
+        step = Step(index, num_steps, timestep, state, noisy, prediction, objective)
+        yield step
+        state = step.clip
+    for index, (looker, place) in enumerate(looks, start=len(timesteps)):
+        timestep = torch.tensor(place, device=state.device)
+        told = timestep.expand(len(state))
+        noisy = objective.coefficients(told, state)[0] * state
+        prediction = looker(noisy, told).float()
+        state = objective.clean_from(prediction, noisy, told)
+        _refuse_broken(state, index, num_steps)
+        step = Step(index, num_steps, timestep, state, noisy, prediction, objective)
         yield step
         state = step.clip
 

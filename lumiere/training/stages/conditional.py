@@ -15,6 +15,7 @@ from lumiere.config import Settings
 from lumiere.data.batches import Batch, StorybookBatches, StorybookSettings
 from lumiere.data.captions import terse_caption
 from lumiere.device import choose_placement
+from lumiere.diffusion.sample import check_polish
 from lumiere.model.inflate import add_clock, add_given_words, attend_to_given, show_given_to_blocks, widen_input
 from lumiere.pipeline import LumierePipeline
 from lumiere.training.loop import LoopSettings
@@ -54,6 +55,8 @@ class ConditionalSettings(Settings):
     """Share of the clips of which nothing is given that are noised with their object in another colour than the
     caption's, as when a clip is recoloured; half of their captions then name the object and its colour alone."""
     caption_dropout: float = Field(default=0.1, ge=0, lt=1)
+    polish: tuple[float, ...] | None = None
+    """Places in the noise schedule at which the exported pipeline looks at a finished clip again; null: as its base."""
     num_validation_clips: int = Field(default=16, ge=1)
     samples: SampleSettings = SampleSettings()
 
@@ -84,6 +87,9 @@ class Conditional(ClipStage):
         pipeline.unet.to(memory_format=torch.channels_last)
         freeze(pipeline.text_encoder)
         pipeline.register_to_config(num_frames=settings.data.num_frames)
+        if settings.polish is not None:
+            check_polish(settings.polish)
+            pipeline.register_to_config(polish=list(settings.polish))
         device = choose_placement(settings.loop.device).device
         self.books = StorybookBatches(settings.data, seed=settings.loop.seed, device=device)
         super().__init__(
