@@ -282,10 +282,11 @@ class LumierePipeline(DiffusionPipeline):
         source = self._checked_video(video, shape, enlarged)
         # Of a video little but its finer part is made anew, and there the prompt has its say.
         interval = self.config.guidance_interval if source is None else (0.0, 1.0)
-        denoiser = self._denoiser(*states, scale, interval, given, shape)
+        known = self._known(given)
+        denoiser = self._denoiser(*states, scale, interval, known, shape)
         polish = self.config.polish if polish is None else polish
         # Guidance near the clean clip brings grain, which polishing is to take away.
-        polisher = self._denoiser(*states, 1.0, interval, given, shape) if polish else None
+        polisher = self._denoiser(*states, 1.0, interval, known, shape) if polish else None
         noise = self._noise(shape, generators, latents)
         reverse = sample(
             denoiser,
@@ -372,16 +373,21 @@ class LumierePipeline(DiffusionPipeline):
         small = resize_clip(video, (video.shape[-2] // enlarged, video.shape[-1] // enlarged))
         return self.codec.encode(small).to(self._execution_device)
 
+    def _known(self, given: Conditioning | None) -> tuple[Beside | None, tuple[Tensor, Tensor] | None]:
+        """What is given of the clips, as the network sees it beside them, and as it is put back into them."""
+        return (None, None) if given is None else (Beside(given.encoded(self.codec)), given.kept(self.codec))
+
     def _denoiser(
         self,
         told: TextStates,
         not_told: TextStates,
         scale: float,
         interval: Sequence[float],
-        given: Conditioning | None,
+        known: tuple[Beside | None, tuple[Tensor, Tensor] | None],
         shape: tuple[int, ...],
     ) -> Denoiser:
         """The network, told what to make and what not, and what is given; in windows for clips longer than its own."""
+        beside, kept = known
         count = self.scheduler.config.num_train_timesteps
         low, high = interval
         guided = Guided(
@@ -392,13 +398,12 @@ class LumierePipeline(DiffusionPipeline):
             timesteps=(low * count - 1, high * count - 1),
             rescale=self.config.guidance_rescale,
             is_batched=self._execution_device.type != "cpu",
-            beside=None if given is None else Beside(given.encoded(self.codec)),
+            beside=beside,
         )
         denoiser: Denoiser = guided
         if shape[2] > self.config.num_frames > 1:
             frames = self.config.num_frames
             denoiser = Windowed(guided, clip_windows(shape, frames=frames, frames_overlap=frames // 2))
-        kept = None if given is None else given.kept(self.codec)
         return bounded(denoiser, self.scheduler, is_limited=self.vae is None, kept=kept)
 
     def _noise(self, shape: tuple[int, ...], generators: list[torch.Generator], latents: Tensor | None) -> Tensor:

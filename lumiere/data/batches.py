@@ -121,13 +121,14 @@ class StorybookBatches:
         """Boxes around the objects of a batch of clips, [B, 1, T, H, W] of 0 and 1."""
         return object_region(batch.clips, self.empty(batch))
 
-    def in_other_colours(self, batch: Batch, share: float, generator: torch.Generator) -> tuple[Tensor, list[str]]:
-        """The clips [B, 3, T, H, W] of a batch, a ``share`` of them with its object in another colour, and captions.
+    def in_other_colours(self, batch: Batch, share: float, step: int) -> tuple[Tensor, list[str]]:
+        """The clips [B, 3, T, H, W] of a step's batch, a ``share`` with their object in another colour, and captions.
 
         Every second caption of those says no more than what is to be seen: the object in the batch's own colour. Scenes
         without an actor, or with two, stay as they are; no scene of the held-out tenth is drawn.
         """
         assert batch.times_s is not None
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step * 2 + 6_000_000_029)
         lucks = torch.rand(len(batch.scenes), generator=generator).tolist()
         rows = [row for row, luck in enumerate(lucks) if luck < share and len(batch.scenes[row].actors) == 1]
         if not rows:

@@ -114,7 +114,8 @@ def sample(
     else:
         state = scheduler.add_noise(clip.float(), noise.float(), timesteps[begin : begin + 1].expand(len(noise)))
     check_polish(polish)
-    looks = [(polisher or denoiser, round(place * scheduler.config.num_train_timesteps) - 1) for place in polish]
+    places = [round(place * scheduler.config.num_train_timesteps) - 1 for place in polish]
+    looks = [(polisher or denoiser, torch.tensor(place)) for place in places]
     return _steps(denoiser, scheduler, state, begin=begin, generators=list(generators), looks=looks)
 
 
@@ -145,26 +146,22 @@ def _steps(
     *,
     begin: int,
     generators: list[torch.Generator],
-    looks: Sequence[tuple[Denoiser, int]] = (),
+    looks: Sequence[tuple[Denoiser, Tensor]],
 ) -> Iterator[Step]:
     objective = Objective.from_scheduler(scheduler)
     extra = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
-    timesteps = scheduler.timesteps[begin:]
-    num_steps = len(timesteps) + len(looks)
-    for index, timestep in enumerate(timesteps):
-        noisy = scheduler.scale_model_input(state, timestep)
-        prediction = denoiser(noisy, timestep.expand(len(state)).to(state.device)).float()
-        state = scheduler.step(prediction, timestep, state, **extra, return_dict=False)[0]
-        _refuse_broken(state, index, num_steps)
-        step = Step(index, num_steps, timestep, state, noisy, prediction, objective)
-        yield step
-        state = step.clip
-    for index, (looker, place) in enumerate(looks, start=len(timesteps)):
-        timestep = torch.tensor(place, device=state.device)
-        told = timestep.expand(len(state))
-        noisy = objective.coefficients(told, state)[0] * state
-        prediction = looker(noisy, told).float()
-        state = objective.clean_from(prediction, noisy, told)
+    steps = [(denoiser, timestep) for timestep in scheduler.timesteps[begin:]]
+    num_noisy, num_steps = len(steps), len(steps) + len(looks)
+    for index, (looker, timestep) in enumerate([*steps, *looks]):
+        told = timestep.expand(len(state)).to(state.device)
+        if index < num_noisy:
+            noisy = scheduler.scale_model_input(state, timestep)
+            prediction = looker(noisy, told).float()
+            state = scheduler.step(prediction, timestep, state, **extra, return_dict=False)[0]
+        else:
+            noisy = objective.coefficients(told, state)[0] * state
+            prediction = looker(noisy, told).float()
+            state = objective.clean_from(prediction, noisy, told)
         _refuse_broken(state, index, num_steps)
         step = Step(index, num_steps, timestep, state, noisy, prediction, objective)
         yield step

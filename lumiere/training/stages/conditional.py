@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from lumiere.conditioning.frames import MaskMix, num_channels
@@ -60,6 +60,12 @@ class ConditionalSettings(Settings):
     num_validation_clips: int = Field(default=16, ge=1)
     samples: SampleSettings = SampleSettings()
 
+    @field_validator("polish")
+    @classmethod
+    def _inside_the_schedule(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        check_polish(value or ())
+        return value
+
 
 class Conditional(ClipStage):
     """Trains the temporal layers and the second first convolution; everything pretrained stays frozen."""
@@ -88,7 +94,6 @@ class Conditional(ClipStage):
         freeze(pipeline.text_encoder)
         pipeline.register_to_config(num_frames=settings.data.num_frames)
         if settings.polish is not None:
-            check_polish(settings.polish)
             pipeline.register_to_config(polish=list(settings.polish))
         device = choose_placement(settings.loop.device).device
         self.books = StorybookBatches(settings.data, seed=settings.loop.seed, device=device)
@@ -121,8 +126,7 @@ class Conditional(ClipStage):
         """Of some clips of which nothing is given, the same in another colour, and captions that ask for their own."""
         if not self.other_colour_share or given is None:
             return None, captions
-        generator = torch.Generator().manual_seed(self.loop.seed * 1_000_003 + position * 2 + 6_000_000_029)
-        others, said = self.books.in_other_colours(batch, self.other_colour_share, generator)
+        others, said = self.books.in_other_colours(batch, self.other_colour_share, position)
         is_free = given[:, self.codec.channels :].flatten(1).amax(1) == 0
         captions = [new if free else old for new, old, free in zip(said, captions, is_free.tolist(), strict=True)]
         return torch.where(is_free.view(-1, 1, 1, 1, 1).to(clips.device), others, clips), captions

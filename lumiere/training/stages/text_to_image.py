@@ -199,16 +199,13 @@ class TextToImage:
         )
         kept = luck >= settings.caption_dropout
         captions, place = batch.captions, {"seed": settings.loop.seed, "step": position}
-        source = clean
-        if settings.other_colour_share:
-            generator = torch.Generator().manual_seed(settings.loop.seed * 1_000_003 + position * 2 + 6_000_000_029)
-            clips, captions = self.data.in_other_colours(batch, settings.other_colour_share, generator)
-            source = self.codec.encode(clips).squeeze(2)
-        text = self.text.encode([c if keep else "" for c, keep in zip(captions, kept.tolist(), strict=True)])
         # The target of less noise is the one from which a sampler that believes the timestep finds the clean picture.
         noise = noise * noise_shares(count, settings.doubt, **place).view(-1, 1, 1, 1)
-        if source is not clean:
+        if settings.other_colour_share:
+            clips, captions = self.data.in_other_colours(batch, settings.other_colour_share, position)
+            source = self.codec.encode(clips).squeeze(2)
             noise = with_source(noise.to(clean), clean, source, timesteps, self.objective, **place)
+        text = self.text.encode([c if keep else "" for c, keep in zip(captions, kept.tolist(), strict=True)])
         losses = self._denoising(self.network, clean, noise, timesteps, text.states, text.mask)
         if settings.caption_fact_weight:
             misread = self._misread(batch, mean_state(text)) * kept.to(self.device)
@@ -239,8 +236,10 @@ class TextToImage:
         noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))
         text = self.text.encode(batch.captions)
         losses = self._denoising(self.unet, clean, noise, timesteps, text.states, text.mask)
-        facts = self._misread(batch, mean_state(text))
-        return {"loss": float(losses.mean()), "facts": float(facts.mean())}
+        found = {"loss": float(losses.mean())}
+        if self.settings.caption_fact_weight:  # Else nothing has taught the readers.
+            found["facts"] = float(self._misread(batch, mean_state(text)).mean())
+        return found
 
     def show(self, folder: Path) -> None:
         """A sheet of stills for held-out captions, drawn as clips of one frame."""
