@@ -20,8 +20,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lumiere.codec import Codec, Latents, PixelBlocks
 from lumiere.conditioning.frames import Conditioning
+from lumiere.conditioning.seams import check_seam_reach, seam_remover
 from lumiere.conditioning.text import Reading, TextEncoder, TextStates, text_encoder_for, text_notes
-from lumiere.diffusion.denoiser import Beside, Denoiser, Guided, bounded
+from lumiere.diffusion.denoiser import Beside, Denoiser, Guided, Known, bounded
 from lumiere.diffusion.multidiffusion import Windowed, clip_windows
 from lumiere.diffusion.sample import Step, check_polish, draw_noise, num_steps_taken, sample
 from lumiere.diffusion.schedulers import check_scheduler, named_scheduler
@@ -55,6 +56,8 @@ class LumierePipeline(DiffusionPipeline):
     the network's own size. ``guidance_interval`` is the part of the noise schedule, 0 (clean) to 1 (noise), in which
     guidance acts; None is all of it. A clip that starts from a video is guided at every step. ``polish`` are places in
     that schedule: see ``diffusion.sample``; none for networks that were not trained to doubt (``text_to_image``).
+    ``seam_reach`` is how far, in pixels (or latents) and frames, what is made is moved to meet what is given: see
+    ``conditioning.seams``; 0 leaves it as the network made it.
     """
 
     scheduler: Any
@@ -87,9 +90,11 @@ class LumierePipeline(DiffusionPipeline):
         guidance_rescale: float = 0.0,
         timestep_shift: float = 1.0,
         polish: list[float] | None = None,
+        seam_reach: float = 0.0,
     ) -> None:
         super().__init__()
         check_polish(polish or [])
+        check_seam_reach(seam_reach)
         low, high = guidance_interval or (0.0, 1.0)
         check_guidance_interval(low, high)
         if not 0 <= guidance_rescale <= 1:
@@ -116,6 +121,7 @@ class LumierePipeline(DiffusionPipeline):
             guidance_rescale=guidance_rescale,
             timestep_shift=timestep_shift,
             polish=list(polish or []),
+            seam_reach=seam_reach,
         )
         self.codec: Codec = PixelBlocks(pixel_block_size) if vae is None else Latents(vae)
 
@@ -231,6 +237,7 @@ class LumierePipeline(DiffusionPipeline):
         negative_prompt: str | Sequence[str] | None = None,
         timestep_shift: float | None = None,
         polish: Sequence[float] | None = None,
+        seam_reach: float | None = None,
         super_resolution: bool = True,
         conditioning: Conditioning | None = None,
         video: Tensor | None = None,
@@ -251,7 +258,8 @@ class LumierePipeline(DiffusionPipeline):
         What is None is the model's own. ``generator``: one per clip, or one that was not drawn from yet, whose seed the
         first clip takes, seed + 1 the second, and so on. ``timestep_shift`` above 1 spends more of the steps where
         there is much noise (1 is even; some schedulers take no other). ``polish`` are places in the noise schedule, 0
-        (clean) to 1, at which the finished clip is looked at again and cleaned of grain. ``latents`` [B, C, T, h, w] is
+        (clean) to 1, at which the finished clip is looked at again and cleaned of grain. ``seam_reach`` is how far what
+        is made is moved to meet what is given. ``latents`` [B, C, T, h, w] is
         standard normal noise in the network's space. ``super_resolution`` False leaves the clip as the base makes it.
         ``conditioning`` is what of the clips is given, in their final size, and comes back as it is. ``video`` [B, 3,
         T, H, W] in -1..1, in that size too, is a clip to start from instead of noise: it is noised, and the last
@@ -282,11 +290,12 @@ class LumierePipeline(DiffusionPipeline):
         source = self._checked_video(video, shape, enlarged)
         # Of a video little but its finer part is made anew, and there the prompt has its say.
         interval = self.config.guidance_interval if source is None else (0.0, 1.0)
-        known = self._known(given)
-        denoiser = self._denoiser(*states, scale, interval, known, shape)
+        reach = self.config.seam_reach if seam_reach is None else seam_reach
+        beside, known = self._known(given, reach)
+        denoiser = self._denoiser(*states, scale, interval, beside, known, shape)
         polish = self.config.polish if polish is None else polish
         # Guidance near the clean clip brings grain, which polishing is to take away.
-        polisher = self._denoiser(*states, 1.0, interval, known, shape) if polish else None
+        polisher = self._denoiser(*states, 1.0, interval, beside, known, shape) if polish else None
         noise = self._noise(shape, generators, latents)
         reverse = sample(
             denoiser,
@@ -373,9 +382,13 @@ class LumierePipeline(DiffusionPipeline):
         small = resize_clip(video, (video.shape[-2] // enlarged, video.shape[-1] // enlarged))
         return self.codec.encode(small).to(self._execution_device)
 
-    def _known(self, given: Conditioning | None) -> tuple[Beside | None, tuple[Tensor, Tensor] | None]:
+    def _known(self, given: Conditioning | None, seam_reach: float) -> tuple[Beside | None, Known | None]:
         """What is given of the clips, as the network sees it beside them, and as it is put back into them."""
-        return (None, None) if given is None else (Beside(given.encoded(self.codec)), given.kept(self.codec))
+        check_seam_reach(seam_reach)
+        if given is None:
+            return None, None
+        join = seam_remover(given, self.codec, reach=seam_reach)
+        return Beside(given.encoded(self.codec)), Known(*given.kept(self.codec), join)
 
     def _denoiser(
         self,
@@ -383,11 +396,11 @@ class LumierePipeline(DiffusionPipeline):
         not_told: TextStates,
         scale: float,
         interval: Sequence[float],
-        known: tuple[Beside | None, tuple[Tensor, Tensor] | None],
+        beside: Beside | None,
+        known: Known | None,
         shape: tuple[int, ...],
     ) -> Denoiser:
         """The network, told what to make and what not, and what is given; in windows for clips longer than its own."""
-        beside, kept = known
         count = self.scheduler.config.num_train_timesteps
         low, high = interval
         guided = Guided(
@@ -401,10 +414,11 @@ class LumierePipeline(DiffusionPipeline):
             beside=beside,
         )
         denoiser: Denoiser = guided
-        if shape[2] > self.config.num_frames > 1:
-            frames = self.config.num_frames
+        frames = self.config.num_frames
+        # A few frames more than its own are no other clip to the network, such as a loop's first one again at the end.
+        if frames > 1 and shape[2] > frames + self.unet.temporal_factor:
             denoiser = Windowed(guided, clip_windows(shape, frames=frames, frames_overlap=frames // 2))
-        return bounded(denoiser, self.scheduler, is_limited=self.vae is None, kept=kept)
+        return bounded(denoiser, self.scheduler, is_limited=self.vae is None, known=known)
 
     def _noise(self, shape: tuple[int, ...], generators: list[torch.Generator], latents: Tensor | None) -> Tensor:
         if latents is None:

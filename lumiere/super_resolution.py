@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from lumiere.codec import Codec, Latents, PixelBlocks
 from lumiere.conditioning.frames import Conditioning
 from lumiere.conditioning.text import DEEPFLOYD_READING, Reading, TextEncoder, TextStates, text_encoder_for
-from lumiere.diffusion.denoiser import Beside, Denoiser, Guided, Window, bounded
+from lumiere.diffusion.denoiser import Beside, Denoiser, Guided, Known, Window, bounded
 from lumiere.diffusion.multidiffusion import WindowDenoiser, Windowed, clip_windows
 from lumiere.diffusion.sample import Step, draw_frame_noise, mixed_generator, sample
 from lumiere.diffusion.schedulers import check_scheduler
@@ -218,7 +218,7 @@ class SuperResolutionStage(DiffusionPipeline):
             self.merge(self._guided(told, not_told, beside, scale), windows),
             self.scheduler,
             is_limited=self.vae is None,
-            kept=None if known is None else known.kept(self.codec),
+            known=None if known is None else Known(*known.kept(self.codec)),
         )
         noise = noise_of(shape, "start").to(self._execution_device)
         with self.progress_bar(total=steps) as bar:

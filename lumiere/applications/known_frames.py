@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lumiere.applications.make import check_same_size, make, num_frames_of, scaled_to_fit
-from lumiere.conditioning.frames import continuation, first_and_last, slowed_down
+from lumiere.conditioning.frames import continuation, first_and_last, frames_given, slowed_down
 from lumiere.pipeline import LumierePipeline
 
 
@@ -24,11 +24,14 @@ def interpolate(
 def loop(
     pipeline: LumierePipeline, image: Tensor, prompt: str, *, num_frames: int | None = None, **call: Any
 ) -> Tensor:
-    """A clip [1, 3, T - 1, h, w] that ends where ``image`` [1, 3, H, W] begins it.
+    """A clip [1, 3, T, h, w] that begins with ``image`` [1, 3, H, W], and after whose last frame it comes again.
 
-    ``num_frames`` T are made, of which the last is the image again; it is left out, as the loop shows it anyway.
+    It is given twice, as the first frame and as the one behind the last, which is not part of the clip: shown over and
+    over, the clip shows it anyway.
     """
-    return interpolate(pipeline, image, image, prompt, num_frames=num_frames, **call)[:, :, :-1]
+    start, count = scaled_to_fit(pipeline, image, call), num_frames_of(pipeline, num_frames)
+    given = frames_given(torch.stack((start, start), dim=2), [0, count], count + 1)
+    return make(pipeline, prompt, given, **call)[:, :, :-1]
 
 
 def extend(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -120,36 +121,47 @@ class Clipped:
         return self.objective.moved(prediction, timestep, by=clean.clamp(-self.limit, self.limit) - clean)
 
 
-class Kept:
-    """A Denoiser whose implied clean clip holds the given values where ``mask`` is above 0.
+@dataclass(frozen=True)
+class Known:
+    """What of clips is given, in the network's space: ``values`` and ``mask`` are [B, C, T, H, W], the mask's channels
+    1 or C. ``join`` [B, C, T, H, W] -> the same moves what was made beside it to meet it, if it is to be moved."""
 
-    ``values`` and ``mask`` are [B, C, T, H, W], the mask's channels 1 or C. It goes around guidance and windows, so
-    that what is given is in the clip that the scheduler steps from.
+    values: Tensor
+    mask: Tensor
+    join: Callable[[Tensor], Tensor] | None = None
+
+
+class Kept:
+    """A Denoiser whose implied clean clip holds the known values where their mask is above 0.
+
+    It goes around guidance and windows, so that what is given is in the clip that the scheduler steps from. Once there
+    is less noise than signal, and the clean clip more than a guess, the rest is joined to it.
     """
 
-    def __init__(self, denoiser: Denoiser, objective: Objective, *, values: Tensor, mask: Tensor) -> None:
-        self.denoiser, self.objective, self.values, self.mask = denoiser, objective, values, mask
+    def __init__(self, denoiser: Denoiser, objective: Objective, known: Known) -> None:
+        self.denoiser, self.objective, self.known = denoiser, objective, known
 
     def __call__(self, noisy: Tensor, timestep: Tensor) -> Tensor:
         """The prediction [B, C, T, H, W], moved where something is given."""
         prediction = self.denoiser(noisy, timestep)
         clean = self.objective.clean_from(prediction, noisy, timestep)
-        by = torch.where(self.mask > 0, self.values - clean, torch.zeros_like(clean))
-        return self.objective.moved(prediction, timestep, by=by)
+        whole = torch.where(self.known.mask > 0, self.known.values, clean)
+        signal, sigma = self.objective.coefficients(timestep, noisy)
+        if self.known.join is not None and bool((sigma < signal).all()):
+            whole = self.known.join(whole)
+        return self.objective.moved(prediction, timestep, by=whole - clean)
 
 
-def bounded(
-    denoiser: Denoiser, scheduler: Any, *, is_limited: bool = True, kept: tuple[Tensor, Tensor] | None = None
-) -> Denoiser:
+def bounded(denoiser: Denoiser, scheduler: Any, *, is_limited: bool = True, known: Known | None = None) -> Denoiser:
     """The same Denoiser, its clean clip within the scheduler's limits (where ``is_limited``: latents have none).
 
-    ``kept`` are values and mask of what is given, which comes last, so that nothing moves it.
+    What is ``known`` of it comes last, so that nothing moves that.
     """
     objective = Objective.from_scheduler(scheduler)
     # A scheduler that thresholds (DeepFloyd IF's) does so itself, and would otherwise find nothing left to do.
     if is_limited and scheduler.config.get("clip_sample") and not scheduler.config.get("thresholding"):
         denoiser = Clipped(denoiser, objective, limit=scheduler.config.get("clip_sample_range", 1.0))
-    return denoiser if kept is None else Kept(denoiser, objective, values=kept[0], mask=kept[1])
+    return denoiser if known is None else Kept(denoiser, objective, known)
 
 
 def _twice(beside: Beside | None) -> Beside | None:

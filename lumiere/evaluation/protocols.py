@@ -239,6 +239,7 @@ def run_settings(
         "guidance_rescale": pipeline.config.guidance_rescale,
         "timestep_shift": pipeline.config.timestep_shift,
         "polish": list(pipeline.config.polish),
+        "seam_reach": pipeline.config.seam_reach,
         "scheduler": type(pipeline.scheduler).__name__,
         "scheduler_settings": json.loads(pipeline.scheduler.to_json_string()),
         "weights": {part: value for part, value in weight_hashes(pipeline).items() if part != "super_resolution"},
