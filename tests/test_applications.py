@@ -90,13 +90,35 @@ def test_known_frames_are_where_they_belong(base: LumierePipeline) -> None:
     made = interpolate(base, first, last, "a red ball", **seeded())
     assert torch.equal(made[:, :, 0], first) and torch.equal(made[:, :, -1], last) and made.shape[2] == 8
     looped = loop(base, first, "a red ball", **seeded())
-    assert looped.shape[2] == 7 and torch.equal(looped[:, :, 0], first)
+    assert looped.shape[2] == 8 and torch.equal(looped[:, :, 0], first)
     assert not torch.equal(looped[:, :, -1], first)
     clip = picture(16, 16, frames=5)
     assert extend(base, clip, "a red ball", num_new=4, num_known=3, **seeded()).shape == (1, 3, 4, 16, 16)
     slow = retime(base, clip, 0.5, "a red ball", **seeded())
     assert slow.shape[2] == 9 and torch.equal(slow[:, :, ::2], clip)
     assert torch.equal(retime(base, clip, 1.0, "a red ball"), clip)
+
+
+def test_a_loop_is_given_its_image_again_one_frame_after_its_last(base: LumierePipeline) -> None:
+    first, seen = picture(16, 16), []
+    forward = base.unet.forward
+
+    def watched(sample: torch.Tensor, *inputs: Any, **options: Any) -> Any:
+        seen.append(sample)
+        return forward(sample, *inputs, **options)
+
+    base.unet.forward = watched
+    try:
+        loop(base, first, "a red ball", **seeded())
+    finally:
+        base.unet.forward = forward
+    given = base.codec.encode(first[:, :, None])
+    for sample in seen:  # In one piece, though longer than the network's eight frames: no windows.
+        assert sample.shape[2] == 8 + base.unet.temporal_factor
+        pixels, mask = sample[:, -16:-4], sample[:, -4:]
+        assert mask.amax((0, 1, 3, 4)).nonzero().flatten().tolist() == [0, 8]
+        assert torch.allclose(pixels[:, :, 0], given[:, :, 0], atol=0.01)
+        assert torch.equal(pixels[:, :, 0], pixels[:, :, 8])
 
 
 def test_a_source_longer_than_the_base_goes_through_windows(base: LumierePipeline) -> None:

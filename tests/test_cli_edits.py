@@ -63,7 +63,7 @@ def test_animate_begins_with_the_image_in_a_lossless_file(model: Path, here: Pat
 def test_without_a_name_the_clip_lies_in_outputs_large_enough_to_see(model: Path, here: Path) -> None:
     assert run(model, "loop", "a.png", "a red ball", "--frames", "4") == 0
     made = probe(here / "outputs" / "a-loop.mp4")
-    assert (made.num_frames, made.width) == (3, 256)
+    assert (made.num_frames, made.width) == (4, 256)
 
 
 def test_cinemagraph_and_interpolate_keep_what_is_given(model: Path, here: Path) -> None:

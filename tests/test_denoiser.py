@@ -7,7 +7,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import resca
 from torch import Tensor, nn
 
 from lumiere.conditioning.text import TextStates
-from lumiere.diffusion.denoiser import Beside, Clipped, Conditioned, Guided, Kept
+from lumiere.diffusion.denoiser import Beside, Clipped, Conditioned, Guided, Kept, Known
 from lumiere.diffusion.objective import Objective
 from lumiere.diffusion.sample import sample
 from lumiere.diffusion.schedulers import SAMPLERS, named_scheduler
@@ -182,7 +182,7 @@ def test_given_values_are_in_every_clean_clip_and_at_the_end(name: str) -> None:
     def network(noisy: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         return torch.tanh(noisy.flip(2)) * 0.5
 
-    kept = Kept(network, Objective.from_scheduler(scheduler), values=values, mask=mask)
+    kept = Kept(network, Objective.from_scheduler(scheduler), Known(values, mask))
     generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
     is_given = mask.expand(shape) > 0
     for step in sample(kept, scheduler, noise=torch.randn(shape), generators=generators, num_steps=8):
@@ -197,5 +197,23 @@ def test_given_values_are_in_every_clean_clip_and_at_the_end(name: str) -> None:
 def test_keeping_nothing_changes_nothing() -> None:
     objective = Objective.from_scheduler(DDIMScheduler(prediction_type="v_prediction"))
     guided = Guided(Toy(), text(0), negative=text(1), scale=3.0)
-    kept = Kept(guided, objective, values=NOISY, mask=torch.zeros(2, 1, 4, 5, 5))
+    kept = Kept(guided, objective, Known(NOISY, torch.zeros(2, 1, 4, 5, 5)))
     assert torch.equal(kept(NOISY, TIME), guided(NOISY, TIME))
+
+
+def test_what_is_made_is_joined_to_what_is_known_where_there_is_less_noise_than_signal() -> None:
+    objective = Objective.from_scheduler(DDIMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="sample"))
+    values, mask = torch.ones_like(NOISY), torch.zeros(2, 1, 4, 5, 5)
+    mask[:, :, 0] = 1
+    seen = []
+
+    def join(clip: torch.Tensor) -> torch.Tensor:
+        seen.append(clip)
+        return clip + 0.25
+
+    kept = Kept(lambda noisy, timestep: 0 * noisy, objective, Known(values, mask, join))
+    alone = Kept(lambda noisy, timestep: 0 * noisy, objective, Known(values, mask))
+    for timestep, moved in ((900, 0.0), (300, 0.25)):
+        told = torch.full((2,), timestep)
+        assert torch.allclose(kept(NOISY, told), alone(NOISY, told) + moved)
+    assert len(seen) == 1 and torch.equal(seen[0][:, :, 0], values[:, :, 0])

@@ -17,6 +17,8 @@ from lumiere.conditioning.frames import Conditioning, encoded_mask
 
 TOLERANCE = 0.15
 """Difference of neighbours, in -1..1, from which on they are thought to show different things."""
+LEAST = 0.1
+"""Likeness that counts as none."""
 NUM_ITERATIONS = 160
 """Enough to carry a shift through eighty frames."""
 AXES = (2, 3, 4)
@@ -62,8 +64,12 @@ def without_seams(clip: Tensor, mask: Tensor, *, reach: float) -> Tensor:
 
 
 def _likeness(steps: Tensor) -> Tensor:
-    """How much neighbours that differ by ``steps`` [B, C, ...] show the same: 1 down to 0, [B, 1, ...]."""
-    return torch.exp(-steps.square().mean(1, keepdim=True) / (2 * TOLERANCE**2))
+    """How much neighbours that differ by ``steps`` [B, C, ...] show the same: 1 down to 0, [B, 1, ...].
+
+    0 from about twice the tolerance on: what nothing else holds would follow the weakest of links.
+    """
+    likeness = torch.exp(-steps.square().mean(1, keepdim=True) / (2 * TOLERANCE**2))
+    return (likeness - LEAST).clamp(min=0) / (1 - LEAST)
 
 
 def _missing(axis: int, steps: Tensor, links: Tensor, is_made: Tensor) -> Tensor:

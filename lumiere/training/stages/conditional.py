@@ -10,6 +10,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from lumiere.conditioning.frames import MaskMix, num_channels
+from lumiere.conditioning.seams import check_seam_reach
 from lumiere.conditioning.text import freeze
 from lumiere.config import Settings
 from lumiere.data.batches import Batch, StorybookBatches, StorybookSettings
@@ -57,6 +58,8 @@ class ConditionalSettings(Settings):
     caption_dropout: float = Field(default=0.1, ge=0, lt=1)
     polish: tuple[float, ...] | None = None
     """Places in the noise schedule at which the exported pipeline looks at a finished clip again; null: as its base."""
+    seam_reach: float | None = None
+    """How far the exported pipeline moves what is made to meet what is given; null: as its base."""
     num_validation_clips: int = Field(default=16, ge=1)
     samples: SampleSettings = SampleSettings()
 
@@ -64,6 +67,12 @@ class ConditionalSettings(Settings):
     @classmethod
     def _inside_the_schedule(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
         check_polish(value or ())
+        return value
+
+    @field_validator("seam_reach")
+    @classmethod
+    def _a_distance(cls, value: float | None) -> float | None:
+        check_seam_reach(value or 0.0)
         return value
 
 
@@ -95,6 +104,8 @@ class Conditional(ClipStage):
         pipeline.register_to_config(num_frames=settings.data.num_frames)
         if settings.polish is not None:
             pipeline.register_to_config(polish=list(settings.polish))
+        if settings.seam_reach is not None:
+            pipeline.register_to_config(seam_reach=settings.seam_reach)
         device = choose_placement(settings.loop.device).device
         self.books = StorybookBatches(settings.data, seed=settings.loop.seed, device=device)
         super().__init__(
