@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,6 +45,9 @@ class Arguments:
     sheet: Path = Path("docs/edits.png")
     """The picture to write."""
 
+    guidance: float = 1.0
+    """How closely to follow the prompts; 1: as the network says, which is calmer after little training."""
+
     grow: int = 4
     """How many pixels of the video's own the masks are widened by: they leave a rim of the object out."""
 
@@ -66,7 +70,7 @@ def psnr_in(made: Tensor, truth: Tensor, hole: Tensor) -> float:
     return float(psnr_db(made[inside][None], truth[inside][None]))
 
 
-def without_cars(pipeline: LumierePipeline, data: Path, *, grow: int) -> list[Tensor]:
+def without_cars(pipeline: LumierePipeline, data: Path, *, grow: int, guidance: float) -> list[Tensor]:
     """(source, hole in grey, made, true background) of the car park; prints the PSNR in the hole."""
     folder = data / "masks" / "cars_parking_cc-by"
     frames, _ = read_clip(folder / "video.mp4", fps=12.5)
@@ -77,7 +81,8 @@ def without_cars(pipeline: LumierePipeline, data: Path, *, grow: int) -> list[Te
     wide = F.max_pool2d(torch.from_numpy(masks[:count])[:, None].float(), 2 * grow + 1, stride=1, padding=grow)
     hole = (F.interpolate(wide, size, mode="area") > 0).float().transpose(0, 1)[None]
     plate = resize_clip(from_uint8(read_image(folder / "background.png")[None])[None], size).expand_as(clip)
-    made = inpaint(pipeline, clip, hole, "an empty car park", generator=torch.Generator().manual_seed(0))
+    call: dict[str, Any] = {"guidance_scale": guidance, "generator": torch.Generator().manual_seed(0)}
+    made = inpaint(pipeline, clip, hole, "an empty car park", **call)
     border = filled_from_border(clip, hole)
     for name, one in (("made", made), ("border copied inward", border), ("nothing done", clip)):
         print(f"cars: PSNR in the hole, {name}: {psnr_in(one, plate, hole):.1f} dB")
@@ -101,18 +106,18 @@ def main(arguments: Arguments) -> None:
     placement = choose_placement()
     pipeline = LumierePipeline.from_pretrained(arguments.model, dtype=placement.dtype).to(placement.device)
     images = arguments.data / "images"
-    rows = [shown(clip) for clip in without_cars(pipeline, arguments.data, grow=arguments.grow)]
-    photo = still(images / "butterfly.jpg")
-    rows.append(
-        shown(animate(pipeline, photo, "a butterfly moves its wings", generator=torch.Generator().manual_seed(1)))
-    )
+    rows = [
+        shown(clip) for clip in without_cars(pipeline, arguments.data, grow=arguments.grow, guidance=arguments.guidance)
+    ]
+    photo = still(images / "flag_i2v.jpg")
+    call: dict[str, Any] = {"guidance_scale": arguments.guidance, "generator": torch.Generator().manual_seed(1)}
+    rows.append(shown(animate(pipeline, photo, "a flag waves", **call)))
     painting = still(images / "the_great_wave.jpg")
     region = torch.zeros_like(painting[:, :1])
     height, width = region.shape[-2:]
     region[..., height // 3 : height - 4, 4 : width - 4] = 1
-    rows.append(
-        shown(cinemagraph(pipeline, painting, region, "waves move", generator=torch.Generator().manual_seed(2)))
-    )
+    call = {"guidance_scale": arguments.guidance, "generator": torch.Generator().manual_seed(2)}
+    rows.append(shown(cinemagraph(pipeline, painting, region, "waves move", **call)))
     sheets = [contact_sheet(row, columns=NUM_SHOWN) for row in rows]
     widest = max(sheet.shape[1] for sheet in sheets)
     padded = [np.pad(sheet, ((0, 4), (0, widest - sheet.shape[1]), (0, 0)), constant_values=255) for sheet in sheets]
