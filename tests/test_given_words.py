@@ -159,6 +159,11 @@ def test_words_are_trained_alone_on_pairs_of_stills(tmp_path: Path, base_network
     assert not any(".words." in name for name in trained) and "temporal.given.weight" in trained
     settings = load_settings(ConditionalSettings, find_recipe("conditional_smoke"), [*options, "--train_words", "true"])
     assert all(weight.requires_grad for weight in Conditional(settings).unet.temporal.words.parameters())
+    # What a recipe says of the finished clips is written into the pipeline.
+    settings = load_settings(ConditionalSettings, find_recipe("conditional_smoke"), [*options, "--seam_reach", "4"])
+    assert Conditional(settings).pipeline.config.seam_reach == 4
+    with pytest.raises(ValueError, match="seam_reach is -1"):
+        load_settings(ConditionalSettings, find_recipe("conditional_smoke"), [*options, "--seam_reach", "-1"])
 
 
 def test_frames_at_any_moments_are_of_one_scene() -> None:
