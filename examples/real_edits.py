@@ -70,8 +70,13 @@ def psnr_in(made: Tensor, truth: Tensor, hole: Tensor) -> float:
     return float(psnr_db(made[inside][None], truth[inside][None]))
 
 
+def options(seed: int, guidance: float) -> dict[str, Any]:
+    """What the edits' calls are told."""
+    return {"guidance_scale": guidance, "generator": torch.Generator().manual_seed(seed)}
+
+
 def without_cars(pipeline: LumierePipeline, data: Path, *, grow: int, guidance: float) -> list[Tensor]:
-    """(source, hole in grey, made, true background) of the car park; prints the PSNR in the hole."""
+    """(source, hole in grey, made, its border copied inward) of the car park; prints the PSNR in the hole."""
     folder = data / "masks" / "cars_parking_cc-by"
     frames, _ = read_clip(folder / "video.mp4", fps=12.5)
     masks = np.stack([np.asarray(Image.open(path).convert("L")) >= 128 for path in sorted((folder / "mask").iterdir())])
@@ -81,8 +86,7 @@ def without_cars(pipeline: LumierePipeline, data: Path, *, grow: int, guidance: 
     wide = F.max_pool2d(torch.from_numpy(masks[:count])[:, None].float(), 2 * grow + 1, stride=1, padding=grow)
     hole = (F.interpolate(wide, size, mode="area") > 0).float().transpose(0, 1)[None]
     plate = resize_clip(from_uint8(read_image(folder / "background.png")[None])[None], size).expand_as(clip)
-    call: dict[str, Any] = {"guidance_scale": guidance, "generator": torch.Generator().manual_seed(0)}
-    made = inpaint(pipeline, clip, hole, "an empty car park", **call)
+    made = inpaint(pipeline, clip, hole, "an empty car park", **options(0, guidance))
     border = filled_from_border(clip, hole)
     for name, one in (("made", made), ("border copied inward", border), ("nothing done", clip)):
         print(f"cars: PSNR in the hole, {name}: {psnr_in(one, plate, hole):.1f} dB")
@@ -110,14 +114,12 @@ def main(arguments: Arguments) -> None:
         shown(clip) for clip in without_cars(pipeline, arguments.data, grow=arguments.grow, guidance=arguments.guidance)
     ]
     photo = still(images / "flag_i2v.jpg")
-    call: dict[str, Any] = {"guidance_scale": arguments.guidance, "generator": torch.Generator().manual_seed(1)}
-    rows.append(shown(animate(pipeline, photo, "a flag waves", **call)))
+    rows.append(shown(animate(pipeline, photo, "a flag waves", **options(1, arguments.guidance))))
     painting = still(images / "the_great_wave.jpg")
     region = torch.zeros_like(painting[:, :1])
     height, width = region.shape[-2:]
     region[..., height // 3 : height - 4, 4 : width - 4] = 1
-    call = {"guidance_scale": arguments.guidance, "generator": torch.Generator().manual_seed(2)}
-    rows.append(shown(cinemagraph(pipeline, painting, region, "waves move", **call)))
+    rows.append(shown(cinemagraph(pipeline, painting, region, "waves move", **options(2, arguments.guidance))))
     sheets = [contact_sheet(row, columns=NUM_SHOWN) for row in rows]
     widest = max(sheet.shape[1] for sheet in sheets)
     padded = [np.pad(sheet, ((0, 4), (0, widest - sheet.shape[1]), (0, 0)), constant_values=255) for sheet in sheets]

@@ -259,15 +259,15 @@ class LumierePipeline(DiffusionPipeline):
         first clip takes, seed + 1 the second, and so on. ``timestep_shift`` above 1 spends more of the steps where
         there is much noise (1 is even; some schedulers take no other). ``polish`` are places in the noise schedule, 0
         (clean) to 1, at which the finished clip is looked at again and cleaned of grain. ``seam_reach`` is how far what
-        is made is moved to meet what is given. ``latents`` [B, C, T, h, w] is
-        standard normal noise in the network's space. ``super_resolution`` False leaves the clip as the base makes it.
-        ``conditioning`` is what of the clips is given, in their final size, and comes back as it is. ``video`` [B, 3,
-        T, H, W] in -1..1, in that size too, is a clip to start from instead of noise: it is noised, and the last
-        ``strength`` (above 0, up to 1) of the steps are taken from there; 1 is noise alone. A callback may ask for
-        "latents" and for "clean", the clip that the network had in mind at that step; the latents that it returns are
-        gone on with. ``prompt_embeds`` and ``negative_prompt_embeds``, as ``encode_prompt`` gives them for a prompt
-        each, take the place of prompts. ``on_super_resolution_step`` is told of every step of super-resolution. Raises
-        ValueError before long work for what cannot be done, and at the first step whose clip is not made of numbers.
+        is made is moved to meet what is given. ``latents`` [B, C, T, h, w] is standard normal noise in the network's
+        space. ``super_resolution`` False leaves the clip as the base makes it. ``conditioning`` is what of the clips is
+        given, in their final size, and comes back as it is. ``video`` [B, 3, T, H, W] in -1..1, in that size too, is a
+        clip to start from instead of noise: it is noised, and the last ``strength`` (above 0, up to 1) of the steps are
+        taken from there; 1 is noise alone. A callback may ask for "latents" and for "clean", the clip that the network
+        had in mind at that step; the latents that it returns are gone on with. ``prompt_embeds`` and
+        ``negative_prompt_embeds``, as ``encode_prompt`` gives them for a prompt each, take the place of prompts.
+        ``on_super_resolution_step`` is told of every step of super-resolution. Raises ValueError before long work for
+        what cannot be done, and at the first step whose clip is not made of numbers.
         """
         embeds = self._checked_embeds(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         prompts = _prompts([""] * len(embeds[0].states) if embeds else prompt or [], num_videos_per_prompt)

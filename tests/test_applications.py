@@ -101,18 +101,11 @@ def test_known_frames_are_where_they_belong(base: LumierePipeline) -> None:
 
 def test_a_loop_is_given_its_image_again_one_frame_after_its_last(base: LumierePipeline) -> None:
     first, seen = picture(16, 16), []
-    forward = base.unet.forward
-
-    def watched(sample: torch.Tensor, *inputs: Any, **options: Any) -> Any:
-        seen.append(sample)
-        return forward(sample, *inputs, **options)
-
-    base.unet.forward = watched
-    try:
-        loop(base, first, "a red ball", **seeded())
-    finally:
-        base.unet.forward = forward
+    hook = base.unet.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    loop(base, first, "a red ball", **seeded())
+    hook.remove()
     given = base.codec.encode(first[:, :, None])
+    assert seen
     for sample in seen:  # In one piece, though longer than the network's eight frames: no windows.
         assert sample.shape[2] == 8 + base.unet.temporal_factor
         pixels, mask = sample[:, -16:-4], sample[:, -4:]

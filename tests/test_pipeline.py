@@ -379,6 +379,20 @@ def test_polishing_is_not_guided_is_told_to_callbacks_and_leaves_what_is_given()
     assert torch.equal(made[:, 0], image / 2 + 0.5) and not torch.allclose(made[:, 1:], plain[:, 1:], atol=1e-3)
 
 
+def test_what_is_made_is_moved_to_meet_what_is_given_when_asked() -> None:
+    pipeline = tiny_pipeline()
+    widen_input(pipeline.unet, num_channels(pipeline.codec))
+    image = torch.zeros(1, 3, 16, 16)
+    call: dict[str, Any] = {"num_inference_steps": 4, "output_type": "pt", "conditioning": first_frame(image, 8)}
+    plain = pipeline(PROMPT, generator=generator(0), **call).frames
+    joined = pipeline(PROMPT, generator=generator(0), seam_reach=8, **call).frames
+    assert torch.equal(joined[:, 0], image / 2 + 0.5) and not torch.allclose(joined[:, 1:], plain[:, 1:], atol=1e-3)
+    with pytest.raises(ValueError, match="seam_reach is -1"):
+        pipeline(PROMPT, seam_reach=-1)
+    with pytest.raises(ValueError, match="seam_reach is -1"):
+        tiny_pipeline(seam_reach=-1)
+
+
 def test_a_scheduler_that_would_be_silently_wrong_is_refused() -> None:
     pipeline = tiny_pipeline()
     pipeline.scheduler = PNDMScheduler.from_config(pipeline.scheduler.config)

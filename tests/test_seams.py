@@ -19,10 +19,8 @@ def smooth_clip() -> Tensor:
     return (slope[:, None] + 0.5 * slope).expand(SHAPE).clone()
 
 
-def first_given(shape: tuple[int, ...] = SHAPE) -> Tensor:
-    mask = torch.zeros(shape[0], 1, *shape[2:])
-    mask[:, :, 0] = 1
-    return mask
+def first_given(num_frames: int = SHAPE[2]) -> Tensor:
+    return first_frame(torch.zeros(1, *SHAPE[1:2], *SHAPE[3:]), num_frames).mask
 
 
 def test_an_even_error_of_all_made_frames_is_taken_off() -> None:
@@ -90,7 +88,7 @@ def test_nothing_given_or_all_given_moves_nothing() -> None:
     for value in (0.0, 1.0):
         assert torch.equal(without_seams(clip, torch.full((1, 1, *SHAPE[2:]), value), reach=32), clip)
     single = clip[:, :, :1]
-    assert without_seams(single, first_given(tuple(single.shape)), reach=32).shape == single.shape
+    assert without_seams(single, first_given(1), reach=32).shape == single.shape
 
 
 def test_in_blocks_of_pixels_it_is_the_same_as_in_pixels() -> None:

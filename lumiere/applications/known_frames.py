@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lumiere.applications.make import check_same_size, make, num_frames_of, scaled_to_fit
-from lumiere.conditioning.frames import continuation, first_and_last, frames_given, slowed_down
+from lumiere.conditioning.frames import continuation, first_and_last, slowed_down
 from lumiere.pipeline import LumierePipeline
 
 
@@ -29,9 +29,8 @@ def loop(
     It is given twice, as the first frame and as the one behind the last, which is not part of the clip: shown over and
     over, the clip shows it anyway.
     """
-    start, count = scaled_to_fit(pipeline, image, call), num_frames_of(pipeline, num_frames)
-    given = frames_given(torch.stack((start, start), dim=2), [0, count], count + 1)
-    return make(pipeline, prompt, given, **call)[:, :, :-1]
+    with_next = num_frames_of(pipeline, num_frames) + 1
+    return interpolate(pipeline, image, image, prompt, num_frames=with_next, **call)[:, :, :-1]
 
 
 def extend(

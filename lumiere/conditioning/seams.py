@@ -41,7 +41,8 @@ def seam_remover(given: Conditioning, codec: Codec, *, reach: float) -> Callable
         return None
     if isinstance(codec, PixelBlocks):
         return lambda clip: codec.encode(without_seams(codec.decode(clip), given.mask, reach=reach))
-    return lambda clip: without_seams(clip, encoded_mask(given.mask, codec), reach=reach)
+    mask = encoded_mask(given.mask, codec)
+    return lambda clip: without_seams(clip, mask, reach=reach)
 
 
 def without_seams(clip: Tensor, mask: Tensor, *, reach: float) -> Tensor:

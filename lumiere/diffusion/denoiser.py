@@ -146,9 +146,9 @@ class Kept:
         prediction = self.denoiser(noisy, timestep)
         clean = self.objective.clean_from(prediction, noisy, timestep)
         whole = torch.where(self.known.mask > 0, self.known.values, clean)
-        signal, sigma = self.objective.coefficients(timestep, noisy)
-        if self.known.join is not None and bool((sigma < signal).all()):
-            whole = self.known.join(whole)
+        if self.known.join is not None:
+            signal, sigma = self.objective.coefficients(timestep, noisy)
+            whole = self.known.join(whole) if bool((sigma < signal).all()) else whole
         return self.objective.moved(prediction, timestep, by=whole - clean)
 
 
