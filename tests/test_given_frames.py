@@ -194,3 +194,14 @@ def test_it_is_trained_alone_on_pairs_of_stills(tmp_path: Path, base_network: Pa
     assert list((tmp_path / "seen" / "samples").glob("*/seen_and_said.png"))
     with pytest.raises(ValueError, match="it is 2"):
         train("given_frames_smoke", ["--out", str(tmp_path / "three"), "--data.num_frames", "3"])
+
+
+def test_the_image_network_learns_beside_it_by_words_alone_too(tmp_path: Path, base_network: Path) -> None:
+    asked = ["--start_from", str(base_network), "--train_image", "true", "--untold_share", "0.5", "--doubt", "4"]
+    out = train("given_frames_smoke", [*asked, "--other_colour_share", "1", "--out", str(tmp_path / "both")])
+    before, after = (load_file(run / "unet" / "diffusion_pytorch_model.safetensors") for run in (base_network, out))
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved and not any(name.startswith("temporal.") for name in moved)
+    assert bool(after["temporal.frames.ask.0.use.2.weight"].any())
+    line = json.loads((tmp_path / "both" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert "held_out/loss_untold" in line

@@ -332,14 +332,15 @@ def test_training_goes_on_from_a_pipeline(tmp_path: Path, image_network: Path) -
     assert moved and all(name.startswith("temporal.") for name in moved)
 
 
-def test_doubt_takes_noise_away_from_half_of_the_stills() -> None:
-    shares = torch.cat([noise_shares(64, 16.0, seed=1, step=step) for step in range(200)])
+@pytest.mark.parametrize("share", [0.5, 0.15])
+def test_doubt_takes_noise_away_from_a_share_of_the_stills(share: float) -> None:
+    shares = torch.cat([noise_shares(64, 16.0, share, seed=1, step=step) for step in range(200)])
     whole = shares == 1
-    assert 0.48 < float(whole.float().mean()) < 0.52
+    assert abs(float(whole.float().mean()) - (1 - share)) < 0.02
     assert float(shares.min()) >= 0.25 - 1e-6
-    assert torch.allclose(shares[~whole].log2().mean(), torch.tensor(-1.0), atol=0.02)
-    assert torch.equal(noise_shares(64, 16.0, seed=1, step=7), noise_shares(64, 16.0, seed=1, step=7))
-    assert bool((noise_shares(64, 1.0, seed=1, step=7) == 1).all())
+    assert torch.allclose(shares[~whole].log2().mean(), torch.tensor(-1.0), atol=0.03)
+    assert torch.equal(noise_shares(64, 16.0, 0.5, seed=1, step=7), noise_shares(64, 16.0, 0.5, seed=1, step=7))
+    assert bool((noise_shares(64, 1.0, 0.5, seed=1, step=7) == 1).all())
 
 
 def test_the_target_of_less_noise_leads_to_the_clean_picture_at_the_timestep_that_is_told() -> None:

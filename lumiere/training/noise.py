@@ -94,11 +94,12 @@ def with_source(
     return noise + parts * signal / sigma.clamp(min=1e-3) * (source - clean)
 
 
-def noise_shares(count: int, doubt: float, *, seed: int, step: int) -> Tensor:
+def noise_shares(count: int, doubt: float, doubt_share: float, *, seed: int, step: int) -> Tensor:
     """What share of the noise that the network is told there is each of ``count`` examples of a step holds, [B].
 
-    All of it in half of them, and in the others noise of up to ``doubt`` times less power, evenly over its logarithm.
+    In about ``doubt_share`` of them noise of up to ``doubt`` times less power, evenly over its logarithm; in the others
+    all of it.
     """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step * 2 + 2_000_000_011)
     doubts, powers = torch.rand(2, count, generator=generator)
-    return torch.where(doubts < 0.5, doubt ** (-powers / 2), 1.0)
+    return torch.where(doubts < doubt_share, doubt ** (-powers / 2), 1.0)

@@ -171,6 +171,20 @@ class ClipStage:
         clean, noise = (channels_last(clip.to(self.device)) for clip in (clean, noise))
         return self.objective.loss(predict, clean, noise=noise, timestep=timesteps.to(self.device))
 
+    def predicted_clean(
+        self, noisy: Tensor, timesteps: Tensor, captions: list[str], told: Mapping[str, object]
+    ) -> Tensor:
+        """What noisy clips [B, C, T, h, w] of the network's space are taken for, as pixels, told also ``told``."""
+        text, dtype = self.text.encode(captions), self.unet.dtype
+        prediction = self.unet(
+            noisy.to(self.device, dtype),
+            timesteps.to(self.device),
+            text.states.to(dtype),
+            encoder_attention_mask=text.mask,
+            added_cond_kwargs=dict(told),
+        ).sample
+        return self.codec.decode(self.objective.clean_from(prediction.float(), noisy, timesteps))
+
     def validate(self) -> dict[str, float]:
         """The loss on held-out clips at evenly spread timesteps, in all and by how much noise there is; and with parts
         of them given, if the network can be told."""
@@ -233,6 +247,14 @@ class ClipStage:
     def export(self, folder: Path) -> None:
         """The whole pipeline as a diffusers folder, in bfloat16."""
         copy.deepcopy(self.pipeline).to(torch.bfloat16).save_pretrained(folder)
+
+
+def write_columns(path: Path, rows: Sequence[Tensor], captions: Sequence[str]) -> None:
+    """A sheet of stills [B, 3, 1, H, W] to compare, a column for each caption, and the captions beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    frames = torch.cat([row.cpu().squeeze(2).transpose(0, 1) for row in rows], dim=1)
+    Image.fromarray(contact_sheet(frames, columns=len(captions), scale=3)).save(path)
+    (path.parent / "captions.txt").write_text("\n".join(captions) + "\n")
 
 
 def check_divisible(what: str, count: int, step: int) -> None:

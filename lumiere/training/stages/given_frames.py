@@ -1,7 +1,8 @@
 """Places learn to attend to given frames: of two pictures of one scene one is given, and the other is drawn.
 
 Pictures take a hundredth of a clip's time, so scenes are met a hundred times as often as in training on clips, which
-comes after (the stage ``conditional``) and teaches the layers that mix frames to make use of it.
+comes after (the stage ``conditional``) and teaches the layers that mix frames to make use of it. The image network may
+learn beside: then what it draws by words alone, and what by another picture, fit one another.
 """
 
 from __future__ import annotations
@@ -10,9 +11,8 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from PIL import Image
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from lumiere.conditioning.frames import MaskMix, first_frame, random_conditioning
 from lumiere.config import Settings
@@ -21,10 +21,10 @@ from lumiere.data.captions import terse_caption
 from lumiere.device import choose_placement
 from lumiere.model.inflate import attend_to_given
 from lumiere.training.loop import LoopSettings
-from lumiere.training.noise import NoiseSettings, draw_noise, even_timesteps
-from lumiere.training.stages.clips import ClipStage
+from lumiere.training.noise import NoiseSettings, draw_noise, even_timesteps, noise_shares, with_source
+from lumiere.training.stages.clips import ClipStage, write_columns
 from lumiere.training.stages.given_words import pipeline_for_pairs
-from lumiere.video import channels_last, contact_sheet
+from lumiere.video import channels_last
 
 NUM_SHOWN = 8
 SHOWN_AT = 0.8
@@ -54,6 +54,14 @@ class GivenFramesSettings(Settings):
     )
     """How much of the first frame is given."""
     noise: NoiseSettings = NoiseSettings(mean=0.6, std=1.3)
+    train_image: bool = False
+    """Train the image network, too."""
+    untold_share: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the second pictures that are drawn by their whole captions alone, for an image network that learns."""
+    doubt: float = Field(default=1.0, ge=1)
+    """As in the stage text_to_image, and so the next two; other colours are those of pictures drawn by words alone."""
+    doubt_share: float = Field(default=0.5, ge=0, le=1)
+    other_colour_share: float = Field(default=0.0, ge=0, le=1)
     terse_share: float = Field(default=0.5, ge=0, le=1)
     """Share of the captions that only say how the object moves."""
     caption_dropout: float = Field(default=0.1, ge=0, lt=1)
@@ -61,21 +69,25 @@ class GivenFramesSettings(Settings):
 
 
 class GivenFramesTraining(ClipStage):
-    """Trains only the attention to given frames; everything else stays as it is."""
+    """Trains the attention to given frames and, if asked to, the image network; everything else stays as it is."""
 
     def __init__(self, settings: GivenFramesSettings) -> None:
         settings.given.kinds()
+        self.settings = settings
         pipeline = pipeline_for_pairs(settings.start_from, settings.data, seed=settings.loop.seed)
         if not pipeline.unet.settings.attends_to_given:
             attend_to_given(pipeline.unet)
         assert pipeline.unet.temporal.frames is not None
         pipeline.unet.temporal.frames.requires_grad_(True)
+        if settings.train_image:
+            for weight in pipeline.unet.image_parameters():
+                weight.requires_grad_(True)
         pipeline.unet.to(memory_format=torch.channels_last)
         device = choose_placement(settings.loop.device).device
-        self.terse_share = settings.terse_share
+        self.books = StorybookBatches(settings.data, seed=settings.loop.seed, device=device)
         super().__init__(
             pipeline,
-            StorybookBatches(settings.data, seed=settings.loop.seed, device=device),
+            self.books,
             loop=settings.loop,
             noise=settings.noise,
             caption_dropout=settings.caption_dropout,
@@ -87,23 +99,45 @@ class GivenFramesTraining(ClipStage):
         """None: the words of the given picture are asked for without the network's forward pass."""
 
     def losses(self, position: int, count: int) -> Tensor:
-        """Denoising loss [B] of the second pictures of the scenes at a position, of whose first so much is given."""
+        """Denoising loss [B] of the second pictures of the scenes at a position: first those that are drawn by words
+        alone, then those of whose first pictures some is given."""
+        settings, place = self.settings, {"seed": self.loop.seed, "step": position}
         batch = self.data.batch(position, count).on(self.device)
         clean = self.encoded(batch.clips[:, :, 1:])
         noise, timesteps, luck = draw_noise(
             tuple(clean.shape), self.objective.num_timesteps, self.noise, seed=self.loop.seed, step=position
         )
-        terse_from = 1 - self.terse_share * (1 - self.caption_dropout)
-        captions = [
-            "" if one < self.caption_dropout else terse_caption(scene) if one >= terse_from else whole
-            for scene, whole, one in zip(batch.scenes, batch.captions, luck.tolist(), strict=True)
-        ]
+        noise = noise * noise_shares(count, settings.doubt, settings.doubt_share, **place).view(-1, 1, 1, 1, 1)
         generator = torch.Generator().manual_seed(self.loop.seed * 1_000_003 + position * 2 + 3_000_000_019)
-        return self._drawn(clean, noise, timesteps, captions, self._given(batch, generator))
+        given = self._given(batch, generator)
+        order = torch.randperm(count, generator=generator)
+        untold, told = order.tensor_split([round(settings.untold_share * count)])
+        losses = []
+        if len(untold):
+            clips, captions = self.books.in_other_colours(batch, settings.other_colour_share, position)
+            source = self.encoded(clips[:, :, 1:])
+            sourced = with_source(noise.to(clean), clean, source, timesteps, self.objective, **place)
+            kept = self._said(captions, luck)
+            rows = untold.to(clean.device)
+            losses.append(
+                self.denoising(
+                    self.network, clean[rows], sourced[rows], timesteps[untold], [kept[row] for row in untold.tolist()]
+                )
+            )
+        terse_from = 1 - settings.terse_share * (1 - self.caption_dropout)
+        said = [
+            terse_caption(scene) if one >= terse_from else whole
+            for scene, whole, one in zip(batch.scenes, self._said(batch.captions, luck), luck.tolist(), strict=True)
+        ]
+        rows, captions = told.to(clean.device), [said[row] for row in told.tolist()]
+        losses.append(
+            self._drawn(clean[rows], noise[told], timesteps[told], captions, given[told], network=self.network)
+        )
+        return torch.cat(losses)
 
     def validate(self) -> dict[str, float]:
         """The loss on held-out pictures at evenly spread timesteps with captions of the motion alone, told another
-        picture of the scene: attending to it, and only by its words."""
+        picture of the scene: attending to it, and only by its words; and with whole captions, told none."""
         batch = self.data.batch(0, self.num_validation_clips, held_out=True)
         clean = self.encoded(batch.clips[:, :, 1:])
         noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))
@@ -113,7 +147,14 @@ class GivenFramesTraining(ClipStage):
         for name, attends in (("", True), ("_words_alone", False)):
             losses = self._drawn(clean, noise, timesteps, terse, given, attends=attends)
             found |= {f"loss{name}": float(losses.mean()), f"loss{name}_noisy_half": float(losses[half:].mean())}
-        return found
+        losses = self.denoising(self.unet, clean, noise, timesteps, batch.captions)
+        return found | {"loss_untold": float(losses.mean()), "loss_untold_noisy_half": float(losses[half:].mean())}
+
+    def _said(self, captions: list[str], luck: Tensor) -> list[str]:
+        """Captions, dropped where luck [B] wills."""
+        return [
+            caption if one >= self.caption_dropout else "" for caption, one in zip(captions, luck.tolist(), strict=True)
+        ]
 
     def show(self, folder: Path) -> None:
         """A sheet of held-out scenes, a column each: the given and the true picture, and what the noised true one is
@@ -124,21 +165,12 @@ class GivenFramesTraining(ClipStage):
         timesteps = torch.full((NUM_SHOWN,), int(SHOWN_AT * self.objective.num_timesteps) - 1)
         noisy = self.objective.add_noise(clean, noise, timesteps)
         given, rows = self._first(batch), [batch.clips[:, :, :1], batch.clips[:, :, 1:]]
-        text, dtype = self.text.encode([terse_caption(scene) for scene in batch.scenes]), self.unet.dtype
-        for attends in (True, False):
-            prediction = self.unet(
-                noisy.to(self.device, dtype),
-                timesteps.to(self.device),
-                text.states.to(dtype),
-                encoder_attention_mask=text.mask,
-                added_cond_kwargs=self._told(given, attends=attends),
-            ).sample
-            rows.append(self.codec.decode(self.objective.clean_from(prediction.float(), noisy, timesteps)))
-        folder.mkdir(parents=True, exist_ok=True)
-        frames = torch.cat([row.cpu().squeeze(2).transpose(0, 1) for row in rows], dim=1)
-        sheet = contact_sheet(frames, columns=NUM_SHOWN, scale=3)
-        Image.fromarray(sheet).save(folder / "seen_and_said.png")
-        (folder / "captions.txt").write_text("\n".join(batch.captions) + "\n")
+        terse = [terse_caption(scene) for scene in batch.scenes]
+        rows += [
+            self.predicted_clean(noisy, timesteps, terse, self._told(given, attends=attends))
+            for attends in (True, False)
+        ]
+        write_columns(folder / "seen_and_said.png", rows, batch.captions)
 
     def _given(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """<C, M> [B, c, 1, h, w] of parts of the first pictures."""
@@ -164,6 +196,8 @@ class GivenFramesTraining(ClipStage):
         given: Tensor,
         *,
         attends: bool = True,
+        network: nn.Module | None = None,
     ) -> Tensor:
         """The loss [B] of pictures [B, C, 1, h, w], told another picture of their scenes."""
-        return self.denoising(self.unet, clean, noise, timesteps, captions, told=self._told(given, attends=attends))
+        told = self._told(given, attends=attends)
+        return self.denoising(self.unet if network is None else network, clean, noise, timesteps, captions, told=told)

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from PIL import Image
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from lumiere.conditioning.frames import Conditioning, MaskMix, first_frame, num_channels, random_conditioning
 from lumiere.conditioning.text import freeze
@@ -29,8 +28,7 @@ from lumiere.model.inflate import add_given_words, widen_input
 from lumiere.pipeline import LumierePipeline
 from lumiere.training.loop import LoopSettings
 from lumiere.training.noise import NoiseSettings, even_timesteps
-from lumiere.training.stages.clips import ClipStage
-from lumiere.video import contact_sheet
+from lumiere.training.stages.clips import ClipStage, write_columns
 
 NUM_SHOWN = 8
 SEEN_FROM = 0.3
@@ -148,14 +146,11 @@ class GivenWordsTraining(ClipStage):
         noisy = self.objective.add_noise(clean, noise, timesteps)
         terse = [terse_caption(scene) for scene in batch.scenes]
         made = [
-            self.objective.clean_from(self._prediction(self.unet, noisy, timesteps, captions, one), noisy, timesteps)
+            self.predicted_clean(noisy, timesteps, captions, {} if one is None else {"said_of_given": one})
             for captions, one in ((terse, said), (batch.captions, None), (terse, None))
         ]
-        rows = [batch.clips[:, :, :1], batch.clips[:, :, 1:], *(self.codec.decode(one) for one in made)]
-        folder.mkdir(parents=True, exist_ok=True)
-        frames = torch.cat([row.cpu().squeeze(2).transpose(0, 1) for row in rows], dim=1)
-        Image.fromarray(contact_sheet(frames, columns=NUM_SHOWN, scale=3)).save(folder / "told_and_untold.png")
-        (folder / "captions.txt").write_text("\n".join(batch.captions) + "\n")
+        rows = [batch.clips[:, :, :1], batch.clips[:, :, 1:], *made]
+        write_columns(folder / "told_and_untold.png", rows, batch.captions)
 
     def _misses(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """How far off [B] what is said of randomly given parts is, as a share of the power of what should be."""
@@ -193,16 +188,3 @@ class GivenWordsTraining(ClipStage):
             still_caption(scene if whole else without_actors(scene))
             for scene, whole in zip(batch.scenes, is_seen, strict=True)
         ]
-
-    def _prediction(
-        self, network: nn.Module, noisy: Tensor, timesteps: Tensor, captions: list[str], said: Said | None
-    ) -> Tensor:
-        """What the network predicts for noisy stills [B, C, 1, H, W], in fp32."""
-        text, dtype = self.text.encode(captions), self.unet.dtype
-        return network(
-            noisy.to(self.device, dtype),
-            timesteps.to(self.device),
-            text.states.to(dtype),
-            encoder_attention_mask=text.mask,
-            added_cond_kwargs={} if said is None else {"said_of_given": said},
-        ).sample.float()

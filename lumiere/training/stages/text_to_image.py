@@ -63,8 +63,9 @@ class TextToImageSettings(Settings):
     network: ImageNetworkSettings = ImageNetworkSettings()
     noise: NoiseSettings = NoiseSettings()
     doubt: float = Field(default=1.0, ge=1)
-    """The stills hold noise of up to so many times less power than the network is told, in half of the cases: then it
+    """``doubt_share`` of the stills hold noise of up to so many times less power than the network is told: then it
     looks for itself, and a clip's temporal layers have something to gain from bringing frames together. 1: never."""
+    doubt_share: float = Field(default=0.5, ge=0, le=1)
     other_colour_share: float = Field(default=0.0, ge=0, le=1)
     """Share of the stills that are noised with their object in another colour than the caption's, as when a clip is
     recoloured; half of their captions then name the object and its colour alone."""
@@ -200,7 +201,7 @@ class TextToImage:
         kept = luck >= settings.caption_dropout
         captions, place = batch.captions, {"seed": settings.loop.seed, "step": position}
         # The target of less noise is the one from which a sampler that believes the timestep finds the clean picture.
-        noise = noise * noise_shares(count, settings.doubt, **place).view(-1, 1, 1, 1)
+        noise = noise * noise_shares(count, settings.doubt, settings.doubt_share, **place).view(-1, 1, 1, 1)
         if settings.other_colour_share:
             clips, captions = self.data.in_other_colours(batch, settings.other_colour_share, position)
             source = self.codec.encode(clips).squeeze(2)
