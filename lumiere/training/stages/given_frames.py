@@ -39,6 +39,8 @@ class GivenFramesSettings(Settings):
     """Folder of the run."""
     start_from: str | None
     """Pipeline folder whose image network is led; null is the one inside the package."""
+    image: str | None = None
+    """Folder of an exported image network of the same kind (stage text_to_image) that takes the place of the base's."""
     loop: LoopSettings
     data: StorybookSettings = StorybookSettings(num_frames=2, any_moments=True)
     """Clips of two frames: the first is given, in whole or in part, the second is drawn."""
@@ -74,7 +76,7 @@ class GivenFramesTraining(ClipStage):
     def __init__(self, settings: GivenFramesSettings) -> None:
         settings.given.kinds()
         self.settings = settings
-        pipeline = pipeline_for_pairs(settings.start_from, settings.data, seed=settings.loop.seed)
+        pipeline = pipeline_for_pairs(settings.start_from, settings.data, seed=settings.loop.seed, image=settings.image)
         if not pipeline.unet.settings.attends_to_given:
             attend_to_given(pipeline.unet)
         assert pipeline.unet.temporal.frames is not None

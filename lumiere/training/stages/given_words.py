@@ -29,6 +29,7 @@ from lumiere.pipeline import LumierePipeline
 from lumiere.training.loop import LoopSettings
 from lumiere.training.noise import NoiseSettings, even_timesteps
 from lumiere.training.stages.clips import ClipStage, write_columns
+from lumiere.training.stages.text_to_image import take_image_network
 
 NUM_SHOWN = 8
 SEEN_FROM = 0.3
@@ -66,15 +67,20 @@ class GivenWordsSettings(Settings):
     num_validation_clips: int = Field(default=64, ge=1)
 
 
-def pipeline_for_pairs(start_from: str | None, data: StorybookSettings, *, seed: int) -> LumierePipeline:
+def pipeline_for_pairs(
+    start_from: str | None, data: StorybookSettings, *, seed: int, image: str | None = None
+) -> LumierePipeline:
     """The pipeline to train on pairs of pictures of which one is given: told what is given, and all of it frozen.
 
-    New weights are drawn by ``seed``. Raises ValueError for data of another number of frames.
+    New weights are drawn by ``seed``; ``image`` is an exported image network that takes the place of its own.
+    Raises ValueError for data of another number of frames.
     """
     if data.num_frames != 2:
         raise ValueError(f"data.num_frames is {data.num_frames}; it is 2: one frame is given, one drawn")
     torch.manual_seed(seed)
     pipeline = LumierePipeline.from_pretrained(start_from)
+    if image is not None:
+        take_image_network(Path(image), pipeline.unet, pipeline.text_encoder)
     if not pipeline.unet.settings.conditioning_channels:
         widen_input(pipeline.unet, num_channels(pipeline.codec))
     pipeline.unet.requires_grad_(False)
