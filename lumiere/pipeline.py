@@ -24,7 +24,15 @@ from lumiere.conditioning.seams import check_seam_reach, seam_remover
 from lumiere.conditioning.text import Reading, TextEncoder, TextStates, text_encoder_for, text_notes
 from lumiere.diffusion.denoiser import Beside, Denoiser, Guided, Known, bounded
 from lumiere.diffusion.multidiffusion import Windowed, clip_windows
-from lumiere.diffusion.sample import Step, check_polish, draw_noise, num_steps_taken, sample
+from lumiere.diffusion.sample import (
+    Step,
+    check_polish,
+    check_restarts,
+    draw_noise,
+    num_restart_steps,
+    num_steps_taken,
+    sample,
+)
 from lumiere.diffusion.schedulers import check_scheduler, named_scheduler
 from lumiere.model.stunet import STUNet
 from lumiere.strengths import EDIT_STRENGTH
@@ -32,6 +40,8 @@ from lumiere.super_resolution import SuperResolution
 from lumiere.video import resize_clip, to_uint8
 
 OUTPUT_TYPES = ("np", "pt", "pil")
+EVERYWHERE = (0.0, 1.0)
+"""All of the noise schedule, from clean to noise."""
 
 StepCallback = Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
 """(pipeline, step index, timestep, the tensors asked for by name) -> those of them to go on with."""
@@ -54,8 +64,9 @@ class LumierePipeline(DiffusionPipeline):
     it is not told otherwise; they belong to the weights and are saved with them. More than ``num_frames`` are made in
     windows of so many that overlap by half (temporal MultiDiffusion). ``height`` and ``width`` None mean
     the network's own size. ``guidance_interval`` is the part of the noise schedule, 0 (clean) to 1 (noise), in which
-    guidance acts; None is all of it. A clip that starts from a video is guided at every step. ``polish`` are places in
-    that schedule: see ``diffusion.sample``; none for networks that were not trained to doubt (``text_to_image``).
+    guidance acts; None is all of it. A clip that starts from a video, or is made again, is guided at every step.
+    ``restarts`` are strengths with which clips are made again, ``polish`` places in that schedule: see
+    ``diffusion.sample``; no polish for networks that were not trained to doubt (``text_to_image``).
     ``seam_reach`` is how far, in pixels (or latents) and frames, what is made is moved to meet what is given: see
     ``conditioning.seams``; 0 leaves it as the network made it.
     """
@@ -89,13 +100,15 @@ class LumierePipeline(DiffusionPipeline):
         guidance_interval: list[float] | None = None,
         guidance_rescale: float = 0.0,
         timestep_shift: float = 1.0,
+        restarts: list[float] | None = None,
         polish: list[float] | None = None,
         seam_reach: float = 0.0,
     ) -> None:
         super().__init__()
+        check_restarts(restarts or [])
         check_polish(polish or [])
         check_seam_reach(seam_reach)
-        low, high = guidance_interval or (0.0, 1.0)
+        low, high = guidance_interval or EVERYWHERE
         check_guidance_interval(low, high)
         if not 0 <= guidance_rescale <= 1:
             raise ValueError(f"guidance_rescale is {guidance_rescale}; it lies in 0 (none) to 1")
@@ -120,6 +133,7 @@ class LumierePipeline(DiffusionPipeline):
             guidance_interval=[low, high],
             guidance_rescale=guidance_rescale,
             timestep_shift=timestep_shift,
+            restarts=list(restarts or []),
             polish=list(polish or []),
             seam_reach=seam_reach,
         )
@@ -236,6 +250,7 @@ class LumierePipeline(DiffusionPipeline):
         guidance_scale: float | None = None,
         negative_prompt: str | Sequence[str] | None = None,
         timestep_shift: float | None = None,
+        restarts: Sequence[float] | None = None,
         polish: Sequence[float] | None = None,
         seam_reach: float | None = None,
         super_resolution: bool = True,
@@ -257,14 +272,15 @@ class LumierePipeline(DiffusionPipeline):
 
         What is None is the model's own. ``generator``: one per clip, or one that was not drawn from yet, whose seed the
         first clip takes, seed + 1 the second, and so on. ``timestep_shift`` above 1 spends more of the steps where
-        there is much noise (1 is even; some schedulers take no other). ``polish`` are places in the noise schedule, 0
-        (clean) to 1, at which the finished clip is looked at again and cleaned of grain. ``seam_reach`` is how far what
-        is made is moved to meet what is given. ``latents`` [B, C, T, h, w] is standard normal noise in the network's
-        space. ``super_resolution`` False leaves the clip as the base makes it. ``conditioning`` is what of the clips is
-        given, in their final size, and comes back as it is. ``video`` [B, 3, T, H, W] in -1..1, in that size too, is a
-        clip to start from instead of noise: it is noised, and the last ``strength`` (above 0, up to 1) of the steps are
-        taken from there; 1 is noise alone. A callback may ask for "latents" and for "clean", the clip that the network
-        had in mind at that step; the latents that it returns are gone on with. ``prompt_embeds`` and
+        there is much noise (1 is even; some schedulers take no other). ``restarts`` are strengths, above 0 and below 1,
+        with which the finished clip is noised and made again. ``polish`` are places in the noise schedule, 0 (clean) to
+        1, at which the finished clip is looked at again and cleaned of grain. ``seam_reach`` is how far what is made is
+        moved to meet what is given. ``latents`` [B, C, T, h, w] is standard normal noise in the network's space.
+        ``super_resolution`` False leaves the clip as the base makes it. ``conditioning`` is what of the clips is given,
+        in their final size, and comes back as it is. ``video`` [B, 3, T, H, W] in -1..1, in that size too, is a clip to
+        start from instead of noise: it is noised, and the last ``strength`` (above 0, up to 1) of the steps are taken
+        from there, without restarts; 1 is noise alone. A callback may ask for "latents" and for "clean", the clip that
+        the network had in mind at that step; the latents that it returns are gone on with. ``prompt_embeds`` and
         ``negative_prompt_embeds``, as ``encode_prompt`` gives them for a prompt each, take the place of prompts.
         ``on_super_resolution_step`` is told of every step of super-resolution. Raises ValueError before long work for
         what cannot be done, and at the first step whose clip is not made of numbers.
@@ -288,12 +304,16 @@ class LumierePipeline(DiffusionPipeline):
         enlarged = 1 if sharpener is None else sharpener.scale
         given = self._checked_given(conditioning, shape, enlarged)
         source = self._checked_video(video, shape, enlarged)
-        # Of a video little but its finer part is made anew, and there the prompt has its say.
-        interval = self.config.guidance_interval if source is None else (0.0, 1.0)
+        if source is not None and restarts:
+            raise ValueError("restarts would make little of the video; leave them out, or give another strength")
+        restarts = () if source is not None else self.config.restarts if restarts is None else restarts
+        # Of a video little but its finer part is made anew, and there the prompt has its say; so in a clip made again.
+        interval = self.config.guidance_interval if source is None else EVERYWHERE
         reach = self.config.seam_reach if seam_reach is None else seam_reach
         beside, known = self._known(given, reach)
         denoiser = self._denoiser(*states, scale, interval, beside, known, shape)
         polish = self.config.polish if polish is None else polish
+        restarter = self._denoiser(*states, scale, EVERYWHERE, beside, known, shape) if restarts else None
         # Guidance near the clean clip brings grain, which polishing is to take away.
         polisher = self._denoiser(*states, 1.0, interval, beside, known, shape) if polish else None
         noise = self._noise(shape, generators, latents)
@@ -306,11 +326,14 @@ class LumierePipeline(DiffusionPipeline):
             timestep_shift=self.config.timestep_shift if timestep_shift is None else timestep_shift,
             clip=source,
             strength=1.0 if source is None else strength,
+            restarts=restarts,
+            restarter=restarter,
             polish=polish,
             polisher=polisher,
         )
-        left = 1.0 if source is None else num_steps_taken(steps, strength) / steps
-        with self.progress_bar(total=round(left * len(self.scheduler.timesteps)) + len(polish)) as bar:
+        left = steps if source is None else num_steps_taken(steps, strength)
+        left += num_restart_steps(steps, restarts)
+        with self.progress_bar(total=left * len(self.scheduler.timesteps) // steps + len(polish)) as bar:
             for step in reverse:
                 self._tell(callback_on_step_end, step, asked)
                 bar.update()

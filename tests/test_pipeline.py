@@ -242,6 +242,7 @@ def test_settings_of_the_sampler_travel_with_the_weights(tmp_path: Path) -> None
         "guidance_interval": [0.2, 0.9],
         "guidance_rescale": 0.5,
         "timestep_shift": 2.0,
+        "restarts": [0.7],
         "polish": [0.4, 0.2],
         "seam_reach": 8.0,
     }
@@ -263,6 +264,8 @@ def test_settings_of_the_sampler_travel_with_the_weights(tmp_path: Path) -> None
     assert same_to_rounding(explicit(PROMPT, **options, timestep_shift=2.0, generator=generator(0)).frames, told)
     assert same_to_rounding(explicit(PROMPT, **options, polish=[0.4, 0.2], generator=generator(0)).frames, told)
     assert not same_to_rounding(explicit(PROMPT, **options, polish=[], generator=generator(0)).frames, told)
+    assert same_to_rounding(explicit(PROMPT, **options, restarts=[0.7], generator=generator(0)).frames, told)
+    assert not same_to_rounding(explicit(PROMPT, **options, restarts=[], generator=generator(0)).frames, told)
 
 
 def test_parts_can_be_replaced_as_with_any_diffusers_pipeline(folder: Path) -> None:
@@ -359,6 +362,27 @@ def test_places_to_polish_at_are_checked_before_anything_is_made(monkeypatch: py
     monkeypatch.setattr(pipeline.unet, "forward", None)
     with pytest.raises(ValueError, match="polish holds 0"):
         pipeline(PROMPT, polish=[0.0])
+
+
+def test_restarts_are_guided_everywhere_each_clip_by_itself_and_not_for_videos() -> None:
+    pipeline, passes, told = tiny_pipeline(guidance_interval=[0.9, 1.0], restarts=[0.6]), [], []
+    hook = pipeline.unet.register_forward_pre_hook(lambda *_: passes.append(1))
+    call: dict[str, Any] = {"num_inference_steps": 5, "output_type": "pt"}
+    made = pipeline(
+        PROMPT, generator=generator(1), callback_on_step_end=lambda *step: told.append(step[1]) or {}, **call
+    )
+    assert len(passes) == 5 + 1 + 2 * 3 and told == list(range(8))
+    hook.remove()
+    both = pipeline([PROMPT, PROMPT], generator=[generator(0), generator(1)], **call).frames
+    assert torch.allclose(both[1], made.frames[0], atol=1e-5)
+    video = made.frames.transpose(1, 2) * 2 - 1
+    plain = pipeline(PROMPT, video=video, strength=0.4, generator=generator(2), **call).frames
+    pipeline.register_to_config(restarts=[])
+    assert torch.equal(plain, pipeline(PROMPT, video=video, strength=0.4, generator=generator(2), **call).frames)
+    with pytest.raises(ValueError, match="restarts would make little of the video"):
+        pipeline(PROMPT, video=video, restarts=[0.5], **call)
+    with pytest.raises(ValueError, match="restarts holds 1"):
+        tiny_pipeline(restarts=[1.0])
 
 
 def test_polishing_is_not_guided_is_told_to_callbacks_and_leaves_what_is_given() -> None:

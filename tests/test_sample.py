@@ -19,6 +19,7 @@ from lumiere.diffusion.schedulers import (
     check_scheduler,
     named_scheduler,
     set_timesteps,
+    takes_timesteps,
 )
 
 SHAPE = (2, 3, 4, 6, 6)
@@ -313,6 +314,31 @@ def test_polishing_looks_at_the_finished_clip_without_noise_as_if_it_had_some(ki
 def test_a_place_to_polish_at_outside_the_schedule_is_refused(place: float) -> None:
     with pytest.raises(ValueError, match="polish holds"):
         sample(network, embedded(), noise=torch.zeros(SHAPE), generators=[], num_steps=5, polish=[0.3, place])
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_restart_is_sampling_from_the_finished_clip_noised_anew(name: str) -> None:
+    def restarter(noisy: Tensor, timestep: Tensor) -> Tensor:
+        return 0.9 * network(noisy, timestep)
+
+    gens, scheduler = generators(0, 1), named_scheduler(name, embedded())
+    options = {"generators": gens, "num_steps": 4, "timestep_shift": 3.0 if takes_timesteps(scheduler) else 1.0}
+    noise = draw_noise(SHAPE, gens)
+    first = list(sample(network, scheduler, noise=noise, **options))
+    anew = {"clip": first[-1].clip, "strength": 0.5, "noise": draw_noise(SHAPE, gens)}
+    again = list(sample(restarter, scheduler, **options, **anew))
+    gens = generators(0, 1)
+    options |= {"generators": gens, "noise": draw_noise(SHAPE, gens)}
+    steps = list(sample(network, scheduler, **options, restarts=[0.5], restarter=restarter))
+    assert len(steps) == len(first) + len(again) == steps[-1].num_steps
+    assert [step.index for step in steps] == list(range(len(steps)))
+    assert all(torch.equal(step.clip, alone.clip) for step, alone in zip(steps, first + again, strict=True))
+
+
+@pytest.mark.parametrize("strength", [0, 1, -0.1, float("nan")])
+def test_a_strength_of_a_restart_that_leaves_nothing_or_all_is_refused(strength: float) -> None:
+    with pytest.raises(ValueError, match="restarts holds"):
+        sample(network, embedded(), noise=torch.zeros(SHAPE), generators=[], num_steps=5, restarts=[0.5, strength])
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

@@ -25,6 +25,7 @@ from lumiere.cli.generate import CLEAR_WIDTH_PX
 from lumiere.cli.loading import load_pipeline
 from lumiere.cli.styles import put_on
 from lumiere.device import choose_placement, installed_versions
+from lumiere.diffusion.sample import num_restart_steps
 from lumiere.diffusion.schedulers import takes_timesteps
 from lumiere.media import check_writable, write_clip
 from lumiere.pipeline import LumierePipeline, embedded_weights
@@ -117,7 +118,8 @@ def _make_and_write(pipeline: LumierePipeline, recipes: Sequence[ClipRecipe], pa
 
 def _frames(pipeline: LumierePipeline, recipe: ClipRecipe, progress: Progress) -> np.ndarray:
     """The 8-bit frames [T, H, W, 3] of a recipe."""
-    total = recipe.num_inference_steps + num_late_steps(pipeline, recipe.super_resolution)
+    steps = recipe.num_inference_steps
+    total = num_steps(pipeline, steps) + num_late_steps(pipeline, recipe.super_resolution)
     task = progress.add_task(escape(f"{recipe.prompt[:40]} (seed {recipe.seed})"), total=total)
 
     def advance(*_: object) -> dict[str, torch.Tensor]:
@@ -139,6 +141,11 @@ def _frames(pipeline: LumierePipeline, recipe: ClipRecipe, progress: Progress) -
         on_super_resolution_step=advance,
     )
     return to_uint8(clips[0].transpose(0, 1) * 2 - 1)
+
+
+def num_steps(pipeline: LumierePipeline, steps: int) -> int:
+    """The steps that noise takes to a clip, with those that make it again."""
+    return steps + num_restart_steps(steps, pipeline.config.restarts)
 
 
 def num_late_steps(pipeline: LumierePipeline, super_resolution: bool) -> int:

@@ -21,7 +21,7 @@ from lumiere.applications.image_to_video import animate
 from lumiere.applications.inpainting import inpaint, outpaint
 from lumiere.applications.known_frames import extend, interpolate, loop, retime
 from lumiere.applications.video_to_video import edit
-from lumiere.cli.clip_maker import num_late_steps
+from lumiere.cli.clip_maker import num_late_steps, num_steps
 from lumiere.cli.clip_recipe import file_hashes
 from lumiere.cli.edits import (
     Animate,
@@ -77,8 +77,9 @@ def run_edit(wishes: GivenOptions) -> None:
     started = time.monotonic()
     steps = wishes.steps or pipeline.config.default_steps
     with progress_bar("steps") as progress:
-        strength = getattr(wishes, "strength", 1)
-        total = num_steps_taken(steps, strength) + num_late_steps(pipeline, not wishes.base_only) if strength else 0
+        strength = getattr(wishes, "strength", None)  # Of what starts from a video.
+        total = num_steps(pipeline, steps) if strength is None else num_steps_taken(steps, strength) if strength else 0
+        total += num_late_steps(pipeline, not wishes.base_only) if total else 0
         task = progress.add_task(escape(f"{wishes.verb}: {_name(wishes)}"), total=total)
 
         def advance(*_: object) -> dict[str, Tensor]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,33 +91,59 @@ def sample(
     timestep_shift: float = 1.0,
     clip: Tensor | None = None,
     strength: float = 1.0,
+    restarts: Sequence[float] = (),
+    restarter: Denoiser | None = None,
     polish: Sequence[float] = (),
     polisher: Denoiser | None = None,
 ) -> Iterator[Step]:
     """The steps from ``noise`` [B, C, T, H, W] (standard normal) to clips; the last one holds them.
 
-    The clips stay in fp32 on the noise's device; ``generators``, one per clip, give the noise of samplers that add
-    some at every step. With a ``clip`` [B, C, T, H, W] the last ``strength`` (0..1] of the steps are taken from that
-    clip, noised (SDEdit, Meng et al., arXiv 2108.01073). ``polish`` are places in the schedule, 0 (clean) to 1 (noise):
-    after the last step the clip, without noise, is shown to the ``polisher`` (None: the denoiser) as if it were as
-    noisy as that, and what that takes for the clean clip is gone on with. Grain and flicker that sampling left are
-    noise to a network that doubts what it is told (``training.noise.noise_shares``). Raises ValueError before the
-    first step for a scheduler that cannot be trusted, and at the step where values stop being numbers.
+    The clips stay in fp32 on the noise's device; ``generators``, one per clip, give the noise of restarts and of
+    samplers that add some at every step. With a ``clip`` [B, C, T, H, W] the last ``strength`` (0..1] of the steps are
+    taken from that clip, noised (SDEdit, Meng et al., arXiv 2108.01073). ``restarts`` are strengths, too: after the
+    last step the clip is noised anew as far as that and made again by the ``restarter`` (None: the denoiser), so that
+    parts that do not belong together get another chance (Restart, Xu et al., arXiv 2306.14878). ``polish`` are places
+    in the schedule, 0 (clean) to 1 (noise): in the end the clip, without noise, is shown to the ``polisher`` (None: the
+    denoiser) as if it were as noisy as that, and what that takes for the clean clip is gone on with. Grain and flicker
+    that sampling left are noise to a network that doubts what it is told (``training.noise.noise_shares``). Raises
+    ValueError before the first step for a scheduler that cannot be trusted, and at the step where values stop being
+    numbers.
     """
     check_scheduler(scheduler)
-    timesteps = set_timesteps(scheduler, num_steps, shift=timestep_shift)
+
+    def set_anew() -> Tensor:
+        return set_timesteps(scheduler, num_steps, shift=timestep_shift)
+
+    timesteps = set_anew()
     if clip is None and strength != 1:
         raise ValueError(f"strength is {strength} without a clip to start from (give the clip, or leave strength out)")
-    begin = (num_steps - num_steps_taken(num_steps, strength)) * scheduler.order
+    begin = _first_step(num_steps, strength) * scheduler.order
     # From full strength on nothing of the clip is left, also where the schedule ends short of pure noise.
     if clip is None or strength == 1:
         state = noise.float() * scheduler.init_noise_sigma
     else:
         state = scheduler.add_noise(clip.float(), noise.float(), timesteps[begin : begin + 1].expand(len(noise)))
+    check_restarts(restarts)
     check_polish(polish)
     places = [round(place * scheduler.config.num_train_timesteps) - 1 for place in polish]
     looks = [(polisher or denoiser, torch.tensor(place)) for place in places]
-    return _steps(denoiser, scheduler, state, begin=begin, generators=list(generators), looks=looks)
+    runs = [(denoiser, begin)]
+    runs += [(restarter or denoiser, _first_step(num_steps, again) * scheduler.order) for again in restarts]
+    return _steps(scheduler, state, runs=runs, looks=looks, generators=list(generators), set_anew=set_anew)
+
+
+def check_restarts(restarts: Sequence[float]) -> None:
+    """Raise ValueError for a strength to make clips again with that leaves all of them or nothing."""
+    wrong = [strength for strength in restarts if not 0 < strength < 1]
+    if wrong:
+        raise ValueError(
+            f"restarts holds {wrong[0]}; it is a list of strengths, above 0 and below 1, which would begin anew"
+        )
+
+
+def num_restart_steps(num_steps: int, restarts: Sequence[float]) -> int:
+    """How many steps restarts add to so many."""
+    return sum(num_steps_taken(num_steps, strength) for strength in restarts)
 
 
 def check_polish(polish: Sequence[float]) -> None:
@@ -138,32 +165,50 @@ def num_steps_taken(num_steps: int, strength: float) -> int:
     return max(1, round(num_steps * strength))
 
 
+def _first_step(num_steps: int, strength: float) -> int:
+    return num_steps - num_steps_taken(num_steps, strength)
+
+
 @torch.no_grad()
 def _steps(
-    denoiser: Denoiser,
     scheduler: Any,
     state: Tensor,
     *,
-    begin: int,
-    generators: list[torch.Generator],
+    runs: Sequence[tuple[Denoiser, int]],
     looks: Sequence[tuple[Denoiser, Tensor]],
+    generators: list[torch.Generator],
+    set_anew: Callable[[], Tensor],
 ) -> Iterator[Step]:
+    """Runs through the timesteps from one of them on, each but the first from the clip so far, noised; then looks."""
     objective = Objective.from_scheduler(scheduler)
     extra = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
-    steps = [(denoiser, timestep) for timestep in scheduler.timesteps[begin:]]
-    num_noisy, num_steps = len(steps), len(steps) + len(looks)
-    for index, (looker, timestep) in enumerate([*steps, *looks]):
-        told = timestep.expand(len(state)).to(state.device)
-        if index < num_noisy:
+    num_steps = sum(len(scheduler.timesteps[begin:]) for _, begin in runs) + len(looks)
+    indices = itertools.count()
+
+    def told(timestep: Tensor) -> Tensor:
+        return timestep.expand(len(state)).to(state.device)
+
+    def taken(timestep: Tensor, noisy: Tensor, prediction: Tensor) -> Step:
+        step = Step(next(indices), num_steps, timestep, state, noisy, prediction, objective)
+        _refuse_broken(state, step.index, num_steps)
+        return step
+
+    for place, (denoiser, begin) in enumerate(runs):
+        if place:
+            start = set_anew()[begin : begin + 1].expand(len(state))
+            state = scheduler.add_noise(state, draw_noise(state.shape, generators).to(state.device), start)
+        for timestep in scheduler.timesteps[begin:]:
             noisy = scheduler.scale_model_input(state, timestep)
-            prediction = looker(noisy, told).float()
+            prediction = denoiser(noisy, told(timestep)).float()
             state = scheduler.step(prediction, timestep, state, **extra, return_dict=False)[0]
-        else:
-            noisy = objective.coefficients(told, state)[0] * state
-            prediction = looker(noisy, told).float()
-            state = objective.clean_from(prediction, noisy, told)
-        _refuse_broken(state, index, num_steps)
-        step = Step(index, num_steps, timestep, state, noisy, prediction, objective)
+            step = taken(timestep, noisy, prediction)
+            yield step
+            state = step.clip
+    for looker, timestep in looks:
+        noisy = objective.coefficients(told(timestep), state)[0] * state
+        prediction = looker(noisy, told(timestep)).float()
+        state = objective.clean_from(prediction, noisy, told(timestep))
+        step = taken(timestep, noisy, prediction)
         yield step
         state = step.clip
 

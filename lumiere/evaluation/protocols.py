@@ -238,6 +238,7 @@ def run_settings(
         "guidance_interval": list(pipeline.config.guidance_interval),
         "guidance_rescale": pipeline.config.guidance_rescale,
         "timestep_shift": pipeline.config.timestep_shift,
+        "restarts": list(pipeline.config.restarts),
         "polish": list(pipeline.config.polish),
         "seam_reach": pipeline.config.seam_reach,
         "scheduler": type(pipeline.scheduler).__name__,

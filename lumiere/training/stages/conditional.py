@@ -16,7 +16,7 @@ from lumiere.config import Settings
 from lumiere.data.batches import Batch, StorybookBatches, StorybookSettings
 from lumiere.data.captions import terse_caption
 from lumiere.device import choose_placement
-from lumiere.diffusion.sample import check_polish
+from lumiere.diffusion.sample import check_polish, check_restarts
 from lumiere.model.inflate import add_clock, add_given_words, attend_to_given, show_given_to_blocks, widen_input
 from lumiere.pipeline import LumierePipeline
 from lumiere.training.loop import LoopSettings
@@ -56,12 +56,20 @@ class ConditionalSettings(Settings):
     """Share of the clips of which nothing is given that are noised with their object in another colour than the
     caption's, as when a clip is recoloured; half of their captions then name the object and its colour alone."""
     caption_dropout: float = Field(default=0.1, ge=0, lt=1)
+    restarts: tuple[float, ...] | None = None
+    """Strengths with which the exported pipeline makes a finished clip again; null: as its base."""
     polish: tuple[float, ...] | None = None
     """Places in the noise schedule at which the exported pipeline looks at a finished clip again; null: as its base."""
     seam_reach: float | None = None
     """How far the exported pipeline moves what is made to meet what is given; null: as its base."""
     num_validation_clips: int = Field(default=16, ge=1)
     samples: SampleSettings = SampleSettings()
+
+    @field_validator("restarts")
+    @classmethod
+    def _strengths(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        check_restarts(value or ())
+        return value
 
     @field_validator("polish")
     @classmethod
@@ -102,10 +110,8 @@ class Conditional(ClipStage):
         pipeline.unet.to(memory_format=torch.channels_last)
         freeze(pipeline.text_encoder)
         pipeline.register_to_config(num_frames=settings.data.num_frames)
-        if settings.polish is not None:
-            pipeline.register_to_config(polish=list(settings.polish))
-        if settings.seam_reach is not None:
-            pipeline.register_to_config(seam_reach=settings.seam_reach)
+        asked = settings.model_dump(include={"restarts", "polish", "seam_reach"}, exclude_none=True, mode="json")
+        pipeline.register_to_config(**asked)
         device = choose_placement(settings.loop.device).device
         self.books = StorybookBatches(settings.data, seed=settings.loop.seed, device=device)
         super().__init__(
