@@ -160,9 +160,10 @@ def test_words_are_trained_alone_on_pairs_of_stills(tmp_path: Path, base_network
     settings = load_settings(ConditionalSettings, find_recipe("conditional_smoke"), [*options, "--train_words", "true"])
     assert all(weight.requires_grad for weight in Conditional(settings).unet.temporal.words.parameters())
     # What a recipe says of the finished clips is written into the pipeline.
-    asked = [*options, "--seam_reach", "4", "--restarts", "[0.5]"]
+    asked = [*options, "--seam_reach", "4", "--restarts", "[0.5]", "--default_guidance_scale", "2"]
     config = Conditional(load_settings(ConditionalSettings, find_recipe("conditional_smoke"), asked)).pipeline.config
     assert (config.seam_reach, config.restarts, config.polish) == (4, [0.5], [])
+    assert config.default_guidance_scale == 2
     with pytest.raises(ValueError, match="seam_reach is -1"):
         load_settings(ConditionalSettings, find_recipe("conditional_smoke"), [*options, "--seam_reach", "-1"])
     with pytest.raises(ValueError, match="restarts holds 1"):

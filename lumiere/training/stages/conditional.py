@@ -56,6 +56,8 @@ class ConditionalSettings(Settings):
     """Share of the clips of which nothing is given that are noised with their object in another colour than the
     caption's, as when a clip is recoloured; half of their captions then name the object and its colour alone."""
     caption_dropout: float = Field(default=0.1, ge=0, lt=1)
+    default_guidance_scale: float | None = Field(default=None, ge=0)
+    """How closely the exported pipeline follows prompts; null: as its base."""
     restarts: tuple[float, ...] | None = None
     """Strengths with which the exported pipeline makes a finished clip again; null: as its base."""
     polish: tuple[float, ...] | None = None
@@ -110,8 +112,8 @@ class Conditional(ClipStage):
         pipeline.unet.to(memory_format=torch.channels_last)
         freeze(pipeline.text_encoder)
         pipeline.register_to_config(num_frames=settings.data.num_frames)
-        asked = settings.model_dump(include={"restarts", "polish", "seam_reach"}, exclude_none=True, mode="json")
-        pipeline.register_to_config(**asked)
+        of_pipeline = {"default_guidance_scale", "restarts", "polish", "seam_reach"}
+        pipeline.register_to_config(**settings.model_dump(include=of_pipeline, exclude_none=True, mode="json"))
         device = choose_placement(settings.loop.device).device
         self.books = StorybookBatches(settings.data, seed=settings.loop.seed, device=device)
         super().__init__(
