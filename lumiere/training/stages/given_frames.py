@@ -112,8 +112,8 @@ class GivenFramesTraining(ClipStage):
         noise = noise * noise_shares(count, settings.doubt, settings.doubt_share, **place).view(-1, 1, 1, 1, 1)
         generator = torch.Generator().manual_seed(self.loop.seed * 1_000_003 + position * 2 + 3_000_000_019)
         given = self._given(batch, generator)
-        order = torch.randperm(count, generator=generator)
-        untold, told = order.tensor_split([round(settings.untold_share * count)])
+        num_untold = min(round(settings.untold_share * count), count - 1)
+        untold, told = torch.randperm(count, generator=generator).tensor_split([num_untold])
         losses = []
         if len(untold):
             clips, captions = self.books.in_other_colours(batch, settings.other_colour_share, position)
