@@ -338,7 +338,7 @@ def test_doubt_takes_noise_away_from_a_share_of_the_stills(share: float) -> None
     whole = shares == 1
     assert abs(float(whole.float().mean()) - (1 - share)) < 0.02
     assert float(shares.min()) >= 0.25 - 1e-6
-    assert torch.allclose(shares[~whole].log2().mean(), torch.tensor(-1.0), atol=0.03)
+    assert torch.allclose(shares[~whole].log2().mean(), torch.tensor(-1.0), atol=0.02)
     assert torch.equal(noise_shares(64, 16.0, 0.5, seed=1, step=7), noise_shares(64, 16.0, 0.5, seed=1, step=7))
     assert bool((noise_shares(64, 1.0, 0.5, seed=1, step=7) == 1).all())
 

@@ -103,14 +103,17 @@ class ClipStage:
         noise, timesteps, luck = draw_noise(
             tuple(clean.shape), self.objective.num_timesteps, self.noise, seed=self.loop.seed, step=position
         )
-        kept = (luck >= self.caption_dropout).tolist()
         captions = self.captions(batch, given, position)
         other, captions = self.noised_from(batch, clips, given, captions, position)
         if other is not None:
             place = {"seed": self.loop.seed, "step": position}
             noise = with_source(noise.to(clean), clean, self.encoded(other), timesteps, self.objective, **place)
-        captions = [caption if keep else "" for caption, keep in zip(captions, kept, strict=True)]
-        return self.denoising(self.network, clean, noise, timesteps, captions, given)
+        return self.denoising(self.network, clean, noise, timesteps, self.with_dropout(captions, luck), given)
+
+    def with_dropout(self, captions: Sequence[str], luck: Tensor) -> list[str]:
+        """The captions, the empty one in the place of those whose uniform draw of ``luck`` [B] is below the dropout."""
+        kept = (luck >= self.caption_dropout).tolist()
+        return [caption if keep else "" for caption, keep in zip(captions, kept, strict=True)]
 
     def encoded(self, clips: Tensor) -> Tensor:
         """A batch's clips in the network's space."""

@@ -119,7 +119,7 @@ class GivenFramesTraining(ClipStage):
             clips, captions = self.books.in_other_colours(batch, settings.other_colour_share, position)
             source = self.encoded(clips[:, :, 1:])
             sourced = with_source(noise.to(clean), clean, source, timesteps, self.objective, **place)
-            kept = self._said(captions, luck)
+            kept = self.with_dropout(captions, luck)
             rows = untold.to(clean.device)
             losses.append(
                 self.denoising(
@@ -129,7 +129,9 @@ class GivenFramesTraining(ClipStage):
         terse_from = 1 - settings.terse_share * (1 - self.caption_dropout)
         said = [
             terse_caption(scene) if one >= terse_from else whole
-            for scene, whole, one in zip(batch.scenes, self._said(batch.captions, luck), luck.tolist(), strict=True)
+            for scene, whole, one in zip(
+                batch.scenes, self.with_dropout(batch.captions, luck), luck.tolist(), strict=True
+            )
         ]
         rows, captions = told.to(clean.device), [said[row] for row in told.tolist()]
         losses.append(
@@ -151,12 +153,6 @@ class GivenFramesTraining(ClipStage):
             found |= {f"loss{name}": float(losses.mean()), f"loss{name}_noisy_half": float(losses[half:].mean())}
         losses = self.denoising(self.unet, clean, noise, timesteps, batch.captions)
         return found | {"loss_untold": float(losses.mean()), "loss_untold_noisy_half": float(losses[half:].mean())}
-
-    def _said(self, captions: list[str], luck: Tensor) -> list[str]:
-        """Captions, dropped where luck [B] wills."""
-        return [
-            caption if one >= self.caption_dropout else "" for caption, one in zip(captions, luck.tolist(), strict=True)
-        ]
 
     def show(self, folder: Path) -> None:
         """A sheet of held-out scenes, a column each: the given and the true picture, and what the noised true one is
