@@ -71,6 +71,14 @@ def has_fast_bfloat16(capabilities: Mapping[str, Any]) -> bool:
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
+def multiplies_bf16(device: str = "auto") -> bool:
+    """Whether that device does bf16 arithmetic in hardware; one that only emulates it is several times slower in it.
+
+    Raises ValueError for a device that this machine lacks.
+    """
+    return choose_placement(device).dtype == torch.bfloat16
+
+
 def free_bytes(device: torch.device) -> int:
     """The memory that can still be taken on a device, in bytes: the card's, or this machine's or its container's."""
     if device.type == "cuda":

@@ -194,7 +194,7 @@ def test_real_films_are_all_usable(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not CLIP_FOLDER.is_dir(), reason=f"{CLIP_FOLDER} is not there")
 def test_example_makes_a_folder_of_sixteen_and_four_clips(tmp_path: Path) -> None:
-    script = Path(__file__).parents[1] / "examples" / "prepare_sign_clips.py"
+    script = Path(__file__).parents[1] / "examples" / "prepare_real_clips.py"
     arguments = [sys.executable, str(script), str(CLIP_FOLDER.parent), str(tmp_path / "sign")]
     subprocess.run(arguments, check=True, capture_output=True)
     clips = ClipFolder(tmp_path / "sign", ClipFolderSettings(size=8, num_frames=24), seed=0)

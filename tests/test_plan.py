@@ -102,6 +102,9 @@ def test_a_plan_grows_with_what_is_asked_and_shrinks_by_its_remedies(tiny: Path)
     found = list(remedies(job, need_of(job, network).total // 4, network))
     totals = [need.total for _, need in found]
     assert totals == sorted(totals, reverse=True) and "checkpointing" in found[1][0]
+    assert "bfloat16" in found[0][0]
+    emulating = tiny_job(tiny, bf16=False, emulates_bf16=True)
+    assert not any("bfloat16" in name for name, _ in remedies(emulating, 0, network))
     enough = totals[1] * 2
     assert len(list(remedies(job, enough, network))) <= 2
     shared = need_of(tiny_job(tiny, ranks=4, is_sharded=True), network)

@@ -84,6 +84,28 @@ def test_motion_training_leaves_every_image_weight_as_it_was(tmp_path: Path, ima
         assert torch.equal(weight.to(torch.bfloat16), after[name]), name
 
 
+def test_a_processor_that_only_emulates_bf16_trains_in_fp32_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def trained(name: str, emulates: bool, **formats: bool) -> tuple[dict[str, torch.Tensor], bool]:
+        """What one step makes of the weights, and whether it was said that bf16 is left out."""
+        monkeypatch.setattr("lumiere.device.has_fast_bfloat16", lambda _: not emulates)
+        asked = [word for key, value in formats.items() for word in (f"--loop.{key}", str(value).lower())]
+        words = ["--loop.device", "cpu", "--loop.num_steps", "1", "--loop.bf16", "false", *asked]
+        train("text_to_image_smoke", ["--out", str(tmp_path / name), *words])
+        said = capsys.readouterr().out
+        return _newest_weights(tmp_path / name), "bf16 is left out: computing on cpu, float32" in said
+
+    in_fp32, was_said = trained("fp32", True)
+    assert not was_said
+    for name in ("bf16", "bf16_weights"):
+        found, was_said = trained(name, True, **{name: True})
+        assert was_said
+        _assert_equal(found, in_fp32)
+    in_bf16, was_said = trained("rough", False, bf16_weights=True)
+    assert not was_said and any(not torch.equal(in_bf16[name], in_fp32[name]) for name in in_fp32)
+
+
 def test_a_broken_loss_stops_the_run_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
     out = tmp_path / "run"
     train("text_to_image_smoke", ["--out", str(out), "--loop.num_steps", "2"])

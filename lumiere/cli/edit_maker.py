@@ -77,10 +77,9 @@ def run_edit(wishes: GivenOptions) -> None:
     started = time.monotonic()
     steps = wishes.steps or pipeline.config.default_steps
     with progress_bar("steps") as progress:
-        strength = getattr(wishes, "strength", None)  # Of what starts from a video.
-        total = num_steps(pipeline, steps) if strength is None else num_steps_taken(steps, strength) if strength else 0
-        total += num_late_steps(pipeline, not wishes.base_only) if total else 0
-        task = progress.add_task(escape(f"{wishes.verb}: {_name(wishes)}"), total=total)
+        task = progress.add_task(
+            escape(f"{wishes.verb}: {_name(wishes)}"), total=_num_all_steps(pipeline, wishes, steps)
+        )
 
         def advance(*_: object) -> dict[str, Tensor]:
             progress.advance(task)
@@ -101,6 +100,15 @@ def run_edit(wishes: GivenOptions) -> None:
     _write(wishes, frames, out, source, recipe | {"styles": styles, "style_files": style_files})
     count, height, width, _ = frames.shape
     print(f"wrote {out} ({count} frames of {width}x{height}; made in {time.monotonic() - started:.1f} s)", flush=True)
+
+
+def _num_all_steps(pipeline: LumierePipeline, wishes: GivenOptions, steps: int) -> int:
+    """The steps of all networks that a verb takes; none where the video is to stay as it is."""
+    strength = getattr(wishes, "strength", None)  # Of what starts from a video.
+    if strength == 0:
+        return 0
+    of_base = num_steps(pipeline, steps) if strength is None else num_steps_taken(steps, strength)
+    return of_base + num_late_steps(pipeline, not wishes.base_only)
 
 
 @singledispatch

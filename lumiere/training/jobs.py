@@ -13,7 +13,7 @@ from rich.console import Console
 from lumiere.config import find_recipe, load_settings
 from lumiere.data import store
 from lumiere.data.shards import read_index
-from lumiere.device import choose_placement, free_bytes
+from lumiere.device import choose_placement, free_bytes, multiplies_bf16
 from lumiere.pipeline import embedded_weights
 from lumiere.training.loop import LoopSettings
 from lumiere.training.plan import Job, Model, flops_of, need_of, network_of, report
@@ -127,10 +127,16 @@ def print_plan(
     settings = load_settings(settings_of(path), path, overrides)
     job = job_of(settings, ranks=ranks)
     loop = settings.motion if isinstance(settings, FinetuneSettings) else settings.loop
-    free = free_bytes(choose_placement(loop.device).device) if memory_gib is None else int(memory_gib * 2**30)
+    if memory_gib is None:
+        free = free_bytes(choose_placement(loop.device).device)
+        if not multiplies_bf16(loop.device):
+            # As training itself chooses.
+            job = replace(job, bf16=False, bf16_weights=False, emulates_bf16=True)
+    else:
+        free = int(memory_gib * 2**30)
     network = network_of(job)
     need = need_of(job, network)
-    # As training itself chooses.
+    # This, too.
     if loop.sharding == "auto" and ranks > 1 and need.weights + need.optimiser + need.average > free / 2:
         job = replace(job, is_sharded=True)
         need = need_of(job, network)

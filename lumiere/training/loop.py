@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from lumiere.config import Settings
-from lumiere.device import choose_placement
+from lumiere.device import choose_placement, multiplies_bf16
 from lumiere.training import distributed
 from lumiere.training.checkpoint import Checkpoints, Trained
 from lumiere.training.ema import Ema
@@ -45,7 +45,8 @@ class LoopSettings(Settings):
     max_grad_norm: float = Field(default=1.0, gt=0)
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
     bf16: bool = True
-    """Run the networks in bfloat16 autocast; weights and optimiser stay fp32."""
+    """Run the networks in bfloat16 autocast; weights and optimiser stay fp32. A device that only emulates bf16 computes
+    in float32 instead, here and below."""
     bf16_weights: bool = False
     """Instead of autocast keep the network itself in bfloat16, and fp32 copies of what is trained in the optimiser: on
     a CPU up to twice as fast, as autocast runs group norms in fp32."""
@@ -67,6 +68,18 @@ class LoopSettings(Settings):
     trained, over all ranks)."""
     max_bad_steps: int = Field(default=10, ge=1)
     """So many steps in a row may have a loss or gradient that is no number, and are skipped, before the run stops."""
+
+    @property
+    def asks_for_bf16(self) -> bool:
+        """Whether bfloat16 is to be computed in, one way or the other, where the device can."""
+        return self.bf16 or self.bf16_weights
+
+    @property
+    def number_format(self) -> Literal["float32", "autocast", "bfloat16"]:
+        """What networks compute in on the device of this process; "bfloat16" keeps their weights in it, too."""
+        if not self.asks_for_bf16 or not multiplies_bf16(self.device):
+            return "float32"
+        return "bfloat16" if self.bf16_weights else "autocast"
 
 
 class Stage(Protocol):
@@ -163,6 +176,8 @@ class Trainer:
         """Step after step, with what is due after each."""
         settings = self.settings
         self.console.print(self._plan())
+        if settings.asks_for_bf16 and settings.number_format == "float32":
+            self.console.print(f"bf16 is left out: computing on {choose_placement(settings.device)}")
         started, seen_s = time.time(), self.seconds
         self._marked = (self.step, started)
         if self._owes_validation:
@@ -270,7 +285,7 @@ class Trainer:
         if settings.compile:
             raise ValueError("loop.compile is for networks that every rank holds whole; set it to false, or sharding")
         assert network is not None
-        shard(network, bf16=settings.bf16 or settings.bf16_weights)
+        shard(network, bf16=settings.number_format != "float32")
         return network
 
     def _autocast(self) -> AbstractContextManager[Any]:
@@ -360,6 +375,6 @@ def _master(parameter: nn.Parameter) -> nn.Parameter:
 
 
 def autocast(settings: LoopSettings) -> torch.autocast:
-    """bfloat16 autocast where the settings ask for it, on the device that they name."""
+    """bfloat16 autocast where the settings ask for it and the device that they name does it fast."""
     kind = choose_placement(settings.device).device.type
-    return torch.autocast(kind, torch.bfloat16, enabled=settings.bf16 and not settings.bf16_weights)
+    return torch.autocast(kind, torch.bfloat16, enabled=settings.number_format == "autocast")

@@ -47,6 +47,8 @@ class Job:
     """Whether the network computes in bfloat16."""
     bf16_weights: bool = False
     """Whether its weights are kept in it, too, with fp32 copies of the trained ones in the optimiser."""
+    emulates_bf16: bool = False
+    """Whether the device has no bfloat16 arithmetic, so that none of it is done there."""
     checkpointing: bool = False
     chunk: int | None = None
     ranks: int = 1
@@ -124,7 +126,11 @@ def remedies(job: Job, available: int, network: STUNet) -> Iterator[tuple[str, N
     """What could be changed where a job does not fit, from what costs least, each with what it then needs; the changes
     add up, and end with the first that fits. ``network`` is the job's on meta."""
     changes: list[tuple[str, dict[str, Any], bool]] = [
-        ("keep the weights in bfloat16 (loop.bf16_weights true)", {"bf16_weights": True}, not job.bf16_weights),
+        (
+            "keep the weights in bfloat16 (loop.bf16_weights true)",
+            {"bf16_weights": True},
+            not job.bf16_weights and not job.emulates_bf16,
+        ),
         ("gradient checkpointing (checkpointing true)", {"checkpointing": True}, not job.checkpointing),
         ("one clip a pass (loop.batch_size 1, more loop.accumulation)", {"batch_size": 1}, job.batch_size > 1),
         (

@@ -70,7 +70,7 @@ class ClipStage:
         self.caption_dropout, self.num_validation_clips = caption_dropout, num_validation_clips
         self.device = choose_placement(loop.device).device
         pipeline.to(self.device)
-        if loop.bf16_weights:
+        if loop.number_format == "bfloat16":
             pipeline.unet.to(torch.bfloat16)
         self.unet, self.codec = pipeline.unet, pipeline.codec
         self.objective = Objective.from_scheduler(pipeline.scheduler)

@@ -158,7 +158,7 @@ class TextToImage:
         if self.device.type == "cpu":
             # Plain attention beats the fused kernel at a few hundred keys.
             self.unet.set_attn_processor(AttnProcessor())
-        if settings.loop.bf16_weights:
+        if settings.loop.number_format == "bfloat16":
             self.unet.to(torch.bfloat16)
         self.tokenizer = word_tokenizer(vocabulary(), max_length=network.text_length)
         self.text = T5Text(

@@ -63,7 +63,7 @@ class UpscalingStage:
         self.device = choose_placement(settings.loop.device).device
         stage.set_progress_bar_config(disable=True)
         stage.to(self.device)
-        if settings.loop.bf16_weights:
+        if settings.loop.number_format == "bfloat16":
             self.unet.to(torch.bfloat16)
         self.unet.to(memory_format=torch.channels_last)
         self.objective = Objective.from_scheduler(stage.scheduler)

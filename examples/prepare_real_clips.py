@@ -3,7 +3,7 @@
 The sign-language clips are Intel's sample-videos (https://github.com/intel-iot-devkit/sample-videos), CC-BY-4.0;
 sources and licences of all are in the shared data's index.tsv.
 
-    python examples/prepare_sign_clips.py ../shared/data sign
+    python examples/prepare_real_clips.py ../shared/data sign
     lumiere train finetune_clips --data sign
 """
 
