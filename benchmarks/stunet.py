@@ -3,8 +3,9 @@
     python -m benchmarks.stunet [--network FOLDER] [--frames 80] [--batch 1] [--compile] [--out REPORT.json]
 
 Prints, for one forward pass and one training step of the temporal layers: time, GFLOP/s, and the share of the
-machine's own bf16 matrix product rate, measured in the same run. Then the same network done the naive way: fp32, a
-Conv1d on transposed clips for every convolution along time, the library's own attention.
+machine's own matrix product rate, measured in the same run, both in the number format that the machine does fast (bf16
+or fp32). Then the same network done the naive way: fp32, a Conv1d on transposed clips for every convolution along time,
+the library's own attention.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from diffusers.models.attention_processor import AttnAddedKVProcessor2_0, AttnPr
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from lumiere.device import choose_placement
 from lumiere.model.stunet import STUNet
 from lumiere.model.temporal import TemporalConv
 
@@ -94,9 +96,9 @@ def naive(stunet: STUNet) -> STUNet:
     return network
 
 
-def matmul_gflop_per_s(device: torch.device, repeats: int) -> float:
-    """The rate of a large bf16 matrix product on this machine."""
-    left, right = (torch.randn(MATRIX_SIDE, MATRIX_SIDE, device=device, dtype=torch.bfloat16) for _ in range(2))
+def matmul_gflop_per_s(device: torch.device, dtype: torch.dtype, repeats: int) -> float:
+    """The rate of a large matrix product on this machine."""
+    left, right = (torch.randn(MATRIX_SIDE, MATRIX_SIDE, device=device, dtype=dtype) for _ in range(2))
     return 2 * MATRIX_SIDE**3 / 1e9 / fastest(lambda: left @ right, repeats=4 * repeats, device=device)
 
 
@@ -164,13 +166,15 @@ def main(options: Options) -> None:
     """Measure, print, and write the report if asked."""
     if options.threads:
         torch.set_num_threads(options.threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = STUNet.from_pretrained(options.network, dtype=torch.bfloat16).to(device)
-    matmul = matmul_gflop_per_s(device, options.repeats)
-    ours = measure(network, options, name="bf16, channels-last", matmul=matmul)
+    placement = choose_placement()
+    device, dtype = placement.device, placement.dtype
+    network = STUNet.from_pretrained(options.network, dtype=dtype).to(device)
+    matmul = matmul_gflop_per_s(device, dtype, options.repeats)
+    ours = measure(network, options, name=f"{placement.dtype_name}, channels-last", matmul=matmul)
     slow = measure(naive(network), options, name="naive", matmul=matmul)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    print(f"{options.batch} x {options.frames} frames on {where}; bf16 matrix product {matmul:,.0f} GFLOP/s")
+    product = f"{placement.dtype_name} matrix product {matmul:,.0f} GFLOP/s"
+    print(f"{options.batch} x {options.frames} frames on {where}; {product}")
     for timing in (*ours, *slow):
         print(
             f"{timing.name:36s} {timing.seconds * 1e3:9.1f} ms {timing.gflop:9.1f} GFLOP"
@@ -184,7 +188,8 @@ def main(options: Options) -> None:
             "machine": platform.processor() or platform.machine(),
             "where": where,
             "torch": torch.__version__,
-            "matmul_bf16_gflop_per_s": matmul,
+            "dtype": placement.dtype_name,
+            "matmul_gflop_per_s": matmul,
             "options": asdict(options) | {"network": network_name(options.network), "out": None},
             "timings": [asdict(timing) | {"gflop_per_s": timing.gflop_per_s} for timing in (*ours, *slow)],
         }

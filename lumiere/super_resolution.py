@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from lumiere.codec import Codec, Latents, PixelBlocks
 from lumiere.conditioning.frames import Conditioning
 from lumiere.conditioning.text import DEEPFLOYD_READING, Reading, TextEncoder, TextStates, text_encoder_for
+from lumiere.diffusion.back_projection import back_projected, check_back_projection
 from lumiere.diffusion.denoiser import Beside, Denoiser, Guided, Known, Window, bounded
 from lumiere.diffusion.multidiffusion import WindowDenoiser, Windowed, clip_windows
 from lumiere.diffusion.sample import Step, draw_frame_noise, mixed_generator, sample
@@ -54,8 +55,9 @@ class SuperResolutionStage(DiffusionPipeline):
     not cut) with their overlaps are how much goes through the network at once. ``noise_level`` is the timestep of
     ``low_res_scheduler`` to which the small clip is noised. With ``predicts_change`` the network says how the clean
     large clip differs from the small one's enlargement; with ``tapers_windows`` a window counts less toward its borders
-    where it is merged with others. Without a text encoder of its own a stage is given states; ``reading`` is how its
-    network was used to prompts being read.
+    where it is merged with others. ``back_projection`` is how far the large clip is moved at every step so that, made
+    small, it is the small one (``diffusion.back_projection``; 0: not at all, 1: wholly). Without a text encoder of its
+    own a stage is given states; ``reading`` is how its network was used to prompts being read.
     """
 
     # What model_index.json names, and diffusers looks up on loading: saved folders outlive a move of this file.
@@ -91,6 +93,7 @@ class SuperResolutionStage(DiffusionPipeline):
         timestep_shift: float = 1.0,
         predicts_change: bool = False,
         tapers_windows: bool = True,
+        back_projection: float = 0.0,
         reading: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -117,8 +120,10 @@ class SuperResolutionStage(DiffusionPipeline):
             timestep_shift=timestep_shift,
             predicts_change=predicts_change,
             tapers_windows=tapers_windows,
+            back_projection=back_projection,
             reading=reading,
         )
+        check_back_projection(back_projection)
         if predicts_change and scheduler.config.prediction_type != "sample":
             raise ValueError(
                 f"predicts_change is for networks that predict the clean clip (prediction_type sample), not"
@@ -180,6 +185,7 @@ class SuperResolutionStage(DiffusionPipeline):
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         noise_level: int | None = None,
+        back_projection: float | None = None,
         generator: Sequence[torch.Generator] | None = None,
         given: Conditioning | None = None,
         salt: str = "",
@@ -199,6 +205,8 @@ class SuperResolutionStage(DiffusionPipeline):
         steps = config.default_steps if num_inference_steps is None else num_inference_steps
         scale = config.default_guidance_scale if guidance_scale is None else guidance_scale
         level = config.noise_level if noise_level is None else noise_level
+        share = config.back_projection if back_projection is None else back_projection
+        check_back_projection(share)
         self._check(clip, level, given)
         seeds = [one.initial_seed() for one in generator or [torch.Generator() for _ in clip]]
         if len(seeds) != len(clip):
@@ -217,6 +225,7 @@ class SuperResolutionStage(DiffusionPipeline):
         denoiser = bounded(
             self.merge(self._guided(told, not_told, beside, scale), windows),
             self.scheduler,
+            correct=self._back_projection(clip, share) if self.vae is None else None,
             is_limited=self.vae is None,
             known=None if known is None else Known(*known.kept(self.codec)),
         )
@@ -235,7 +244,17 @@ class SuperResolutionStage(DiffusionPipeline):
                     on_step(step)
         self.maybe_free_model_hooks()
         made = self.codec.decode(step.clip)[:, :, :length].float().cpu()
+        if self.vae is not None and share:
+            # Latents are too dear to be decoded at every step.
+            made = back_projected(made, clip[:, :, :length], share=share).clamp(-1, 1)
         return made if given is None else given.put_into(made)
+
+    def _back_projection(self, small: Tensor, share: float) -> Callable[[Tensor], Tensor] | None:
+        """What makes the large clips in blocks of pixels say what the small ones do; None for no share."""
+        if not share:
+            return None
+        small = small.to(self._execution_device)
+        return lambda clean: self.codec.encode(back_projected(self.codec.decode(clean), small, share=share))
 
     def _check(self, clip: Tensor, level: int, given: Conditioning | None) -> None:
         config, factor = self.config, self.unet.temporal_factor

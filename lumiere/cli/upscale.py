@@ -39,6 +39,9 @@ class Upscale:
     noise_level: Annotated[int | None, unset("N")] = None
     """How little to trust the pixels of the video, from 0 (entirely) to 999; more lets the network invent more."""
 
+    back_projection: Annotated[float | None, unset("X")] = None
+    """How far the large clip must say what the video says when it is made small again: 0 not at all, 1 wholly."""
+
     part: Annotated[int | None, unset("N", "what fits in half of the free memory, 80 at most")] = None
     """Frames in memory at a time."""
 

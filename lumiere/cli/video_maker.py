@@ -126,6 +126,7 @@ def _enlarge(
         "num_inference_steps": wishes.steps,
         "guidance_scale": wishes.guidance,
         "noise_level": wishes.noise_level,
+        "back_projection": wishes.back_projection,
         "on_step": lambda _: progress.advance(task),
     }
     for stage in stages.stages:

@@ -105,20 +105,27 @@ class Guided:
         return without, told
 
 
-class Clipped:
-    """A Denoiser whose implied clean clip stays within -limit..limit, as pixels do: its prediction is moved there.
+class Corrected:
+    """A Denoiser whose implied clean clip is what ``correct`` makes of it: its prediction is moved there."""
+
+    def __init__(self, denoiser: Denoiser, objective: Objective, correct: Callable[[Tensor], Tensor]) -> None:
+        self.denoiser, self.objective, self.correct = denoiser, objective, correct
+
+    def __call__(self, noisy: Tensor, timestep: Tensor) -> Tensor:
+        """The prediction [B, C, T, H, W], unchanged where its clean clip is right already."""
+        prediction = self.denoiser(noisy, timestep)
+        clean = self.objective.clean_from(prediction, noisy, timestep)
+        return self.objective.moved(prediction, timestep, by=self.correct(clean) - clean)
+
+
+class Clipped(Corrected):
+    """A Denoiser whose implied clean clip stays within -limit..limit, as pixels do.
 
     Strong guidance overshoots. Of the schedulers only DDIM, DDPM and LCM have ``clip_sample``; this is it for all.
     """
 
     def __init__(self, denoiser: Denoiser, objective: Objective, *, limit: float = 1.0) -> None:
-        self.denoiser, self.objective, self.limit = denoiser, objective, limit
-
-    def __call__(self, noisy: Tensor, timestep: Tensor) -> Tensor:
-        """The prediction [B, C, T, H, W], unchanged where its clean clip is already inside."""
-        prediction = self.denoiser(noisy, timestep)
-        clean = self.objective.clean_from(prediction, noisy, timestep)
-        return self.objective.moved(prediction, timestep, by=clean.clamp(-self.limit, self.limit) - clean)
+        super().__init__(denoiser, objective, lambda clean: clean.clamp(-limit, limit))
 
 
 @dataclass(frozen=True)
@@ -152,12 +159,22 @@ class Kept:
         return self.objective.moved(prediction, timestep, by=whole - clean)
 
 
-def bounded(denoiser: Denoiser, scheduler: Any, *, is_limited: bool = True, known: Known | None = None) -> Denoiser:
-    """The same Denoiser, its clean clip within the scheduler's limits (where ``is_limited``: latents have none).
+def bounded(
+    denoiser: Denoiser,
+    scheduler: Any,
+    *,
+    correct: Callable[[Tensor], Tensor] | None = None,
+    is_limited: bool = True,
+    known: Known | None = None,
+) -> Denoiser:
+    """The same Denoiser, its clean clip as ``correct`` makes it, within the scheduler's limits (where ``is_limited``:
+    latents have none).
 
     What is ``known`` of it comes last, so that nothing moves that.
     """
     objective = Objective.from_scheduler(scheduler)
+    if correct is not None:
+        denoiser = Corrected(denoiser, objective, correct)
     # A scheduler that thresholds (DeepFloyd IF's) does so itself, and would otherwise find nothing left to do.
     if is_limited and scheduler.config.get("clip_sample") and not scheduler.config.get("thresholding"):
         denoiser = Clipped(denoiser, objective, limit=scheduler.config.get("clip_sample_range", 1.0))

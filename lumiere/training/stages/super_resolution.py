@@ -53,6 +53,7 @@ class SuperResolutionSettings(UpscalingSettings):
     window_frames_overlap: int = Field(default=4, ge=0)
     """What the exported stage does when it is not told otherwise."""
     default_noise_level: int = Field(default=100, ge=0, lt=1000)
+    default_back_projection: float = Field(default=0.0, ge=0, le=1)
     default_steps: int = Field(default=6, ge=1)
     default_sampler: str = "ddim"
 
@@ -162,6 +163,7 @@ def _defaults(settings: SuperResolutionSettings) -> dict[str, Any]:
     """What the stage does when it is not told otherwise."""
     return {
         "noise_level": settings.default_noise_level,
+        "back_projection": settings.default_back_projection,
         "window_frames": settings.window_frames,
         "window_frames_overlap": settings.window_frames_overlap,
         "default_steps": settings.default_steps,

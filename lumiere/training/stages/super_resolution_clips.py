@@ -55,6 +55,8 @@ class SuperResolutionClipsSettings(UpscalingSettings):
     """Pixels that two of them share; null is the model's own."""
     default_noise_level: int | None = Field(default=None, ge=0, lt=1000)
     """How much it noises the small clip; null is the model's own."""
+    default_back_projection: float | None = Field(default=None, ge=0, le=1)
+    """How far it moves the large clip to say what the small one does (0 to 1); null is the model's own."""
     default_steps: int | None = Field(default=None, ge=1)
     """Its denoising steps, also of the samples of training; null is the model's own."""
 
@@ -133,6 +135,7 @@ def _told(settings: SuperResolutionClipsSettings) -> SuperResolutionStage:
     wishes = {
         "scale": settings.scale,
         "noise_level": settings.default_noise_level,
+        "back_projection": settings.default_back_projection,
         "window_frames": settings.window_frames or settings.num_frames,
         "window_frames_overlap": settings.window_frames_overlap,
         "window_px": settings.window_px,
