@@ -29,7 +29,7 @@ from lumiere.conditioning.text import DEEPFLOYD_READING, Reading, TextEncoder, T
 from lumiere.diffusion.back_projection import back_projected, check_back_projection
 from lumiere.diffusion.denoiser import Beside, Denoiser, Guided, Known, Window, bounded
 from lumiere.diffusion.multidiffusion import WindowDenoiser, Windowed, clip_windows
-from lumiere.diffusion.sample import Step, draw_frame_noise, mixed_generator, sample
+from lumiere.diffusion.sample import Step, check_polish, draw_frame_noise, mixed_generator, sample
 from lumiere.diffusion.schedulers import check_scheduler
 from lumiere.model.stunet import STUNet
 from lumiere.model.temporal import TemporalSettings
@@ -56,7 +56,8 @@ class SuperResolutionStage(DiffusionPipeline):
     ``low_res_scheduler`` to which the small clip is noised. With ``predicts_change`` the network says how the clean
     large clip differs from the small one's enlargement; with ``tapers_windows`` a window counts less toward its borders
     where it is merged with others. ``back_projection`` is how far the large clip is moved at every step so that, made
-    small, it is the small one (``diffusion.back_projection``; 0: not at all, 1: wholly). Without a text encoder of its
+    small, it is the small one (``diffusion.back_projection``; 0: not at all, 1: wholly). ``polish`` are places in the
+    noise schedule at which the finished clip is looked at again (``diffusion.sample``). Without a text encoder of its
     own a stage is given states; ``reading`` is how its network was used to prompts being read.
     """
 
@@ -94,6 +95,7 @@ class SuperResolutionStage(DiffusionPipeline):
         predicts_change: bool = False,
         tapers_windows: bool = True,
         back_projection: float = 0.0,
+        polish: list[float] | None = None,
         reading: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -121,9 +123,11 @@ class SuperResolutionStage(DiffusionPipeline):
             predicts_change=predicts_change,
             tapers_windows=tapers_windows,
             back_projection=back_projection,
+            polish=list(polish or []),
             reading=reading,
         )
         check_back_projection(back_projection)
+        check_polish(self.config.polish)
         if predicts_change and scheduler.config.prediction_type != "sample":
             raise ValueError(
                 f"predicts_change is for networks that predict the clean clip (prediction_type sample), not"
@@ -186,6 +190,7 @@ class SuperResolutionStage(DiffusionPipeline):
         guidance_scale: float | None = None,
         noise_level: int | None = None,
         back_projection: float | None = None,
+        polish: Sequence[float] | None = None,
         generator: Sequence[torch.Generator] | None = None,
         given: Conditioning | None = None,
         salt: str = "",
@@ -207,6 +212,7 @@ class SuperResolutionStage(DiffusionPipeline):
         level = config.noise_level if noise_level is None else noise_level
         share = config.back_projection if back_projection is None else back_projection
         check_back_projection(share)
+        polish = config.polish if polish is None else polish
         self._check(clip, level, given)
         seeds = [one.initial_seed() for one in generator or [torch.Generator() for _ in clip]]
         if len(seeds) != len(clip):
@@ -230,7 +236,7 @@ class SuperResolutionStage(DiffusionPipeline):
             known=None if known is None else Known(*known.kept(self.codec)),
         )
         noise = noise_of(shape, "start").to(self._execution_device)
-        with self.progress_bar(total=steps) as bar:
+        with self.progress_bar(total=steps + len(polish)) as bar:
             for step in sample(
                 denoiser,
                 self.scheduler,
@@ -238,6 +244,7 @@ class SuperResolutionStage(DiffusionPipeline):
                 generators=[mixed_generator(seed, salt, "steps", first_frame) for seed in seeds],
                 num_steps=steps,
                 timestep_shift=config.timestep_shift,
+                polish=polish,
             ):
                 bar.update()
                 if on_step is not None:
@@ -386,8 +393,8 @@ class SuperResolution(ModelMixin, ConfigMixin):
 
     @property
     def num_steps(self) -> int:
-        """Denoising steps of all the stages together, when a call does not say."""
-        return sum(stage.config.default_steps for stage in self.stages)
+        """Denoising steps of all the stages together, their polishing included, when a call does not say."""
+        return sum(stage.config.default_steps + len(stage.config.polish) for stage in self.stages)
 
     def memory_bytes(self, num_frames: int, height: int, width: int) -> int:
         """About the memory, in bytes, that the fullest stage takes for clips of that small size."""

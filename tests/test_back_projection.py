@@ -1,4 +1,4 @@
-"""Large clips say what small ones do: what is wrong over several small pixels goes, what lies within one stays."""
+"""What super-resolution does beside its network: back-projection to the small clip, and looks at the finished one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lumiere import SuperResolutionStage
+from lumiere import SuperResolution, SuperResolutionStage
 from lumiere.conditioning.frames import kept_region
 from lumiere.diffusion.back_projection import back_projected
 from lumiere.video import resize_clip
@@ -79,6 +79,20 @@ def test_latents_are_corrected_once_they_are_decoded(tmp_path: Path) -> None:
     free, kept = (upscale(small, back_projection=share, generator=seeds(1), **call) for share in (0.0, 1.0))
     assert torch.equal(kept, back_projected(free, small).clamp(-1, 1))
     assert error(kept, small) < 0.4 * error(free, small)
+
+
+def test_a_finished_clip_is_looked_at_again_where_the_stage_says() -> None:
+    settings: dict = {"prediction": "sample", "predicts_change": True}
+    call = {"states": states(), "generator": seeds(1)}
+    counted: list[int] = []
+    made = stage(polish=[0.3, 0.2], **settings)(clips(), on_step=lambda step: counted.append(step.num_steps), **call)
+    assert counted == [4] * 4
+    plain = stage(**settings)
+    assert torch.equal(plain(clips(), polish=[0.3, 0.2], **call), made)
+    assert not torch.allclose(plain(clips(), **call), made, atol=1e-3)
+    assert SuperResolution.of(stage(polish=[0.3, 0.2])).num_steps == 4
+    with pytest.raises(ValueError, match="polish holds 2"):
+        stage(polish=[2])
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])

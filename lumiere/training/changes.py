@@ -19,7 +19,7 @@ FREE = {
     *("num_validation_clips", "num_samples", "metrics"),
     # What the exported networks do when they are not told otherwise.
     *("default_steps", "default_sampler", "default_timestep_shift", "default_guidance_scale"),
-    *("default_guidance_interval", "default_noise_level", "default_back_projection"),
+    *("default_guidance_interval", "default_noise_level", "default_back_projection", "default_polish"),
     *("window_frames", "window_frames_overlap", "window_px", "window_px_overlap"),
 }
 """Settings that a run may go on with changed, wherever in a recipe they stand: they do not change what is learned.

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from diffusers import DDIMScheduler
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from lumiere.config import Settings
 from lumiere.diffusion.objective import Objective, draw_timesteps
+from lumiere.diffusion.sample import check_polish
 
 WHOLE_SOURCE = 0.6
 """Noise over signal from which on a noised source of an edit may be there as a whole: edits start there or above."""
 NUM_LEVELS = 4
 """Ranges of noise that held-out losses are told of."""
+
+
+def _checked_polish(places: tuple[float, ...]) -> tuple[float, ...]:
+    check_polish(places)
+    return places
+
+
+Polish = Annotated[tuple[float, ...], AfterValidator(_checked_polish)]
+"""Places in the noise schedule at which an exported network looks at a finished clip again."""
 
 
 class NoiseSettings(Settings):

@@ -16,11 +16,11 @@ from lumiere.config import Settings
 from lumiere.data.batches import Batch, StorybookBatches, StorybookSettings
 from lumiere.data.captions import terse_caption
 from lumiere.device import choose_placement
-from lumiere.diffusion.sample import check_polish, check_restarts
+from lumiere.diffusion.sample import check_restarts
 from lumiere.model.inflate import add_clock, add_given_words, attend_to_given, show_given_to_blocks, widen_input
 from lumiere.pipeline import LumierePipeline
 from lumiere.training.loop import LoopSettings
-from lumiere.training.noise import NoiseSettings
+from lumiere.training.noise import NoiseSettings, Polish
 from lumiere.training.stages.clips import ClipStage, SampleSettings
 from lumiere.training.stages.text_to_image import take_image_network
 
@@ -60,7 +60,7 @@ class ConditionalSettings(Settings):
     """How closely the exported pipeline follows prompts; null: as its base."""
     restarts: tuple[float, ...] | None = None
     """Strengths with which the exported pipeline makes a finished clip again; null: as its base."""
-    polish: tuple[float, ...] | None = None
+    polish: Polish | None = None
     """Places in the noise schedule at which the exported pipeline looks at a finished clip again; null: as its base."""
     seam_reach: float | None = None
     """How far the exported pipeline moves what is made to meet what is given; null: as its base."""
@@ -71,12 +71,6 @@ class ConditionalSettings(Settings):
     @classmethod
     def _strengths(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
         check_restarts(value or ())
-        return value
-
-    @field_validator("polish")
-    @classmethod
-    def _inside_the_schedule(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
-        check_polish(value or ())
         return value
 
     @field_validator("seam_reach")

@@ -21,7 +21,7 @@ from lumiere.model.stunet import STUNet
 from lumiere.model.temporal import TemporalSettings
 from lumiere.pipeline import LumierePipeline
 from lumiere.super_resolution import SuperResolutionStage, low_res_schedule
-from lumiere.training.noise import embedded_scheduler
+from lumiere.training.noise import Polish, embedded_scheduler
 from lumiere.training.stages.upscaling import UpscalingSettings, UpscalingStage, cropped
 
 
@@ -54,6 +54,7 @@ class SuperResolutionSettings(UpscalingSettings):
     """What the exported stage does when it is not told otherwise."""
     default_noise_level: int = Field(default=100, ge=0, lt=1000)
     default_back_projection: float = Field(default=0.0, ge=0, le=1)
+    default_polish: Polish = ()
     default_steps: int = Field(default=6, ge=1)
     default_sampler: str = "ddim"
 
@@ -164,6 +165,7 @@ def _defaults(settings: SuperResolutionSettings) -> dict[str, Any]:
     return {
         "noise_level": settings.default_noise_level,
         "back_projection": settings.default_back_projection,
+        "polish": list(settings.default_polish),
         "window_frames": settings.window_frames,
         "window_frames_overlap": settings.window_frames_overlap,
         "default_steps": settings.default_steps,

@@ -17,6 +17,7 @@ from lumiere.model.image_unet import encoder_width
 from lumiere.pipeline import LumierePipeline
 from lumiere.super_resolution import SuperResolutionStage
 from lumiere.training.distributed import num_ranks
+from lumiere.training.noise import Polish
 from lumiere.training.stages.upscaling import UpscalingSettings, UpscalingStage, cropped
 
 
@@ -57,6 +58,8 @@ class SuperResolutionClipsSettings(UpscalingSettings):
     """How much it noises the small clip; null is the model's own."""
     default_back_projection: float | None = Field(default=None, ge=0, le=1)
     """How far it moves the large clip to say what the small one does (0 to 1); null is the model's own."""
+    default_polish: Polish | None = None
+    """At which places in the noise schedule it looks at a finished clip again; null is the model's own."""
     default_steps: int | None = Field(default=None, ge=1)
     """Its denoising steps, also of the samples of training; null is the model's own."""
 
@@ -136,6 +139,7 @@ def _told(settings: SuperResolutionClipsSettings) -> SuperResolutionStage:
         "scale": settings.scale,
         "noise_level": settings.default_noise_level,
         "back_projection": settings.default_back_projection,
+        "polish": settings.default_polish,
         "window_frames": settings.window_frames or settings.num_frames,
         "window_frames_overlap": settings.window_frames_overlap,
         "window_px": settings.window_px,
