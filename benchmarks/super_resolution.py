@@ -49,6 +49,8 @@ class Options:
     channels: tuple[int, ...] = (32, 64, 96)
     pixel_block: int = 8
     steps: int = 2
+    back_projection: float = 1.0
+    """As the stage inside the package does it; 0 leaves it out."""
     out: Path | None = None
     """Where to write the numbers as JSON."""
 
@@ -81,6 +83,7 @@ def random_stage(options: Options, placement: Placement) -> SuperResolutionStage
         window_frames_overlap=2,
         window_px=options.window or None,
         window_px_overlap=options.window // 4,
+        back_projection=options.back_projection,
     )
     stage.set_progress_bar_config(disable=True)
     return stage.to(placement.device, placement.dtype)
