@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -26,7 +27,7 @@ from lumiere.data.storybook import Actor, Scene, frame_times, object_region, ren
 from lumiere.device import choose_placement
 from lumiere.media import write_clip
 from lumiere.progress import progress_bar
-from lumiere.video import contact_sheet, to_uint8
+from lumiere.video import FPS, contact_sheet, to_uint8
 
 CLIPS = {
     "bounce": ("a red ball bounces slowly by the ocean", 0),
@@ -43,9 +44,15 @@ SHOWN = ("bounce", "orbit", "slide")
 STYLED = "slide"
 """That which is made in every style."""
 CLIP_PX = 128
-"""Width of the README's clips and of the sheet's frames; smaller ones are enlarged."""
-SHOWN_PX = 320
-"""Width of a clip of the gallery on the page; its file has the network's own pixels."""
+"""Width of all clips and inputs, as the weights inside make them with super-resolution."""
+SHOWN_PX = 256
+"""Width of a clip of the gallery on the page."""
+GAP_PX = 4
+"""Between what is given and what was made."""
+WEBP_QUALITY = 85
+"""Of the gallery's clips, of 100: exact ones would be ten times as large."""
+BAND = (28, 100)
+"""The rows of a clip that outpainting is given."""
 NOT_GIVEN = -0.4
 """The grey of what is to be made, where it is shown beside what was made of it."""
 
@@ -78,8 +85,8 @@ def scene(background: str, thing: str, colour: str, motion: str, speed: str = "s
 
 
 def clip_of(one: Scene) -> Tensor:
-    """Its true clip [1, 3, 80, 32, 32]."""
-    return render([one], TIMES, size=32)
+    """Its true clip [1, 3, 80, CLIP_PX, CLIP_PX]."""
+    return render([one], TIMES, size=CLIP_PX)
 
 
 def greyed(clip: Tensor, to_make: Tensor) -> Tensor:
@@ -106,9 +113,9 @@ def entries() -> list[Entry]:
     stays = object_region(pulse_clip, clip_of(without_actors(pulse))).amax(2)
     stays[..., [0, -1], :], stays[..., [0, -1]] = 0, 0
     moon, star = rise_clip[:, :, 0], pulse_clip[:, :, 0]
-    band = fish_clip[..., 7:25, :]
-    sides = torch.ones(32, 1)
-    sides[7:25] = 0
+    band = fish_clip[..., slice(*BAND), :]
+    sides = torch.ones(CLIP_PX, 1)
+    sides[slice(*BAND)] = 0
     return [
         Entry("text", "From text alone: `lumiere generate`", *CLIPS["rise"]),
         Entry(
@@ -244,13 +251,12 @@ def write_readme_clips(pipeline: LumierePipeline) -> None:
         for name, (prompt, seed) in progress.track(CLIPS.items(), description="the README's clips"):
             output = pipeline(prompt, generator=torch.Generator().manual_seed(seed), output_type="pt")
             clip = output.frames[0].transpose(0, 1) * 2 - 1
-            scale = max(1, CLIP_PX // clip.shape[-1])
             if name in SHOWN:
                 recipe = {"prompt": prompt, "seed": seed}
-                write_clip(to_uint8(clip), DOCS / "gallery" / f"{name}.gif", recipe=recipe, scale=scale, smooth=True)
+                write_clip(to_uint8(clip), DOCS / "gallery" / f"{name}.gif", recipe=recipe)
                 (DOCS / "gallery" / f"{name}.json").unlink()
             rows.append(clip[:, ::10])
-    sheet = contact_sheet(torch.cat(rows, dim=1), columns=rows[0].shape[1], scale=scale)
+    sheet = contact_sheet(torch.cat(rows, dim=1), columns=rows[0].shape[1])
     Image.fromarray(sheet).save(DOCS / "gallery.png")
 
 
@@ -263,17 +269,16 @@ def write_applications(pipeline: LumierePipeline) -> None:
     ]
     with progress_bar("clips") as progress:
         for entry in progress.track(entries(), description="applications"):
-            call = {"generator": torch.Generator().manual_seed(entry.seed), "super_resolution": False}
+            call = {"generator": torch.Generator().manual_seed(entry.seed)}
             if entry.given is None:
                 output: Any = pipeline(entry.prompt, output_type="pt", **call)
                 shown = output.frames.transpose(1, 2) * 2 - 1
             else:
                 made = entry.given.make(pipeline, call)
-                gap = made.new_ones(*made.shape[:4], 2)
+                gap = made.new_ones(*made.shape[:4], GAP_PX)
                 shown = torch.cat([entry.given.shown[:, :, : made.shape[2]], gap, made], dim=-1)
             path = DOCS / "gallery" / f"{entry.name}.webp"
-            write_clip(to_uint8(shown[0]), path, recipe={"prompt": entry.prompt, "seed": entry.seed})
-            path.with_suffix(".json").unlink()
+            write_small(to_uint8(shown[0]), path)
             width = SHOWN_PX if entry.given is None else 2 * SHOWN_PX
             lines += [
                 "",
@@ -285,6 +290,15 @@ def write_applications(pipeline: LumierePipeline) -> None:
             ]
     lines += _styles_side_by_side(pipeline)
     (DOCS / "gallery.md").write_text("\n".join(lines) + "\n")
+
+
+def write_small(frames: np.ndarray, path: Path) -> None:
+    """Frames [T, H, W, 3] as an animated WebP that a page loads quickly, and that is not exact."""
+    pictures = [Image.fromarray(frame) for frame in frames]
+    part = path.with_name(f".{path.name}")
+    more = {"append_images": pictures[1:], "duration": round(1000 / FPS), "quality": WEBP_QUALITY}
+    pictures[0].save(part, "WEBP", save_all=True, loop=0, **more)
+    part.replace(path)
 
 
 def _styles_side_by_side(pipeline: LumierePipeline) -> list[str]:

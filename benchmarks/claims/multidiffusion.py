@@ -99,6 +99,9 @@ def enlarged(
             states=states,
             num_inference_steps=options.steps,
             noise_level=level,
+            # The small clip would mend seams that windows leave, and a look would smooth them.
+            back_projection=0.0,
+            polish=[],
             generator=[torch.Generator().manual_seed(seed)],
             first_frame=first,
         )
