@@ -69,6 +69,7 @@ def test_what_cannot_be_done_is_refused(
     video = video_with_sound(tmp_path / "a.mp4", "aac")
     for folder, words, said in (
         ("sharp", ["--overlap", "80"], "--overlap is 80; it lies from 0 to 79"),
+        ("sharp", ["--back-projection", "2"], "back_projection is 2.0; it lies from 0"),
         ("sharp", ["--overlap", "6", "--part", "6"], "--overlap is 6; it lies from 0 to 5"),
         ("base", [], "has no super-resolution"),
         ("sharp", ["--noise-level", "1000"], "from 0 to 999"),

@@ -17,6 +17,7 @@ from lumiere.cli.loading import load_pipeline
 from lumiere.cli.upscale import Upscale
 from lumiere.conditioning.text import TextStates
 from lumiere.device import Placement, choose_placement, free_bytes, installed_versions
+from lumiere.diffusion.back_projection import check_back_projection
 from lumiere.media import VideoInfo, check_writable, iterate_frames, probe, write_like
 from lumiere.pipeline import embedded_weights
 from lumiere.progress import progress_bar
@@ -39,6 +40,8 @@ def upscale_file(wishes: Upscale, out: Path) -> None:
         raise ValueError(
             f"--overlap is {wishes.overlap}; it lies from 0 to {most - 1} (a part has {most} frames at most)"
         )
+    if wishes.back_projection is not None:
+        check_back_projection(wishes.back_projection)
     placement = choose_placement(wishes.device or "auto", wishes.dtype or "auto")
     stages, states = _stages(wishes, placement)
     _set_windows(stages, wishes.window, info)
