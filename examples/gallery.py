@@ -26,6 +26,7 @@ from lumiere.data.captions import caption, terse_caption
 from lumiere.data.storybook import Actor, Scene, frame_times, object_region, render, without_actors
 from lumiere.device import choose_placement
 from lumiere.media import write_clip
+from lumiere.media.write import under_temporary_name
 from lumiere.progress import progress_bar
 from lumiere.video import FPS, contact_sheet, to_uint8
 
@@ -295,10 +296,9 @@ def write_applications(pipeline: LumierePipeline) -> None:
 def write_small(frames: np.ndarray, path: Path) -> None:
     """Frames [T, H, W, 3] as an animated WebP that a page loads quickly, and that is not exact."""
     pictures = [Image.fromarray(frame) for frame in frames]
-    part = path.with_name(f".{path.name}")
     more = {"append_images": pictures[1:], "duration": round(1000 / FPS), "quality": WEBP_QUALITY}
-    pictures[0].save(part, "WEBP", save_all=True, loop=0, **more)
-    part.replace(path)
+    with under_temporary_name(path) as temporary:
+        pictures[0].save(temporary, "WEBP", save_all=True, loop=0, **more)
 
 
 def _styles_side_by_side(pipeline: LumierePipeline) -> list[str]:

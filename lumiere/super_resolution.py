@@ -27,7 +27,7 @@ from lumiere.codec import Codec, Latents, PixelBlocks
 from lumiere.conditioning.frames import Conditioning
 from lumiere.conditioning.text import DEEPFLOYD_READING, Reading, TextEncoder, TextStates, text_encoder_for
 from lumiere.diffusion.back_projection import back_projected, check_back_projection
-from lumiere.diffusion.denoiser import Beside, Denoiser, Guided, Known, Window, bounded
+from lumiere.diffusion.denoiser import Beside, Correct, Denoiser, Guided, Known, Window, bounded
 from lumiere.diffusion.multidiffusion import WindowDenoiser, Windowed, clip_windows
 from lumiere.diffusion.sample import Step, check_polish, draw_frame_noise, mixed_generator, sample
 from lumiere.diffusion.schedulers import check_scheduler
@@ -256,12 +256,12 @@ class SuperResolutionStage(DiffusionPipeline):
             made = back_projected(made, clip[:, :, :length], share=share).clamp(-1, 1)
         return made if given is None else given.put_into(made)
 
-    def _back_projection(self, small: Tensor, share: float) -> Callable[[Tensor], Tensor] | None:
+    def _back_projection(self, small: Tensor, share: float) -> Correct | None:
         """What makes the large clips in blocks of pixels say what the small ones do; None for no share."""
         if not share:
             return None
         small = small.to(self._execution_device)
-        return lambda clean: self.codec.encode(back_projected(self.codec.decode(clean), small, share=share))
+        return lambda clean, _: self.codec.encode(back_projected(self.codec.decode(clean), small, share=share))
 
     def _check(self, clip: Tensor, level: int, given: Conditioning | None) -> None:
         config, factor = self.config, self.unet.temporal_factor
@@ -394,7 +394,13 @@ class SuperResolution(ModelMixin, ConfigMixin):
     @property
     def num_steps(self) -> int:
         """Denoising steps of all the stages together, their polishing included, when a call does not say."""
-        return sum(stage.config.default_steps + len(stage.config.polish) for stage in self.stages)
+        return self.steps_of(None)
+
+    def steps_of(self, num_inference_steps: int | None) -> int:
+        """The same when each stage takes so many (None: its own), to which its polishing comes."""
+        return sum(
+            (num_inference_steps or stage.config.default_steps) + len(stage.config.polish) for stage in self.stages
+        )
 
     def memory_bytes(self, num_frames: int, height: int, width: int) -> int:
         """About the memory, in bytes, that the fullest stage takes for clips of that small size."""

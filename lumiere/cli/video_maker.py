@@ -122,9 +122,8 @@ def _enlarge(
     progress: Progress,
 ) -> Enlarge:
     """What makes one part larger and moves the bar on with each of its steps."""
-    steps = sum((wishes.steps or stage.config.default_steps) + len(stage.config.polish) for stage in stages.stages)
     num_parts = max(1, -(-(info.num_frames - wishes.overlap) // (part - wishes.overlap)))
-    task = progress.add_task(wishes.video.name[:40], total=steps * num_parts)
+    task = progress.add_task(wishes.video.name[:40], total=stages.steps_of(wishes.steps) * num_parts)
     options: dict[str, Any] = {
         "num_inference_steps": wishes.steps,
         "guidance_scale": wishes.guidance,

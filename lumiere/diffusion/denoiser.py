@@ -105,17 +105,21 @@ class Guided:
         return without, told
 
 
+Correct = Callable[[Tensor, Tensor], Tensor]
+"""(the clean clip that is meant, the timestep) -> the clean clip as it should be."""
+
+
 class Corrected:
     """A Denoiser whose implied clean clip is what ``correct`` makes of it: its prediction is moved there."""
 
-    def __init__(self, denoiser: Denoiser, objective: Objective, correct: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, denoiser: Denoiser, objective: Objective, correct: Correct) -> None:
         self.denoiser, self.objective, self.correct = denoiser, objective, correct
 
     def __call__(self, noisy: Tensor, timestep: Tensor) -> Tensor:
         """The prediction [B, C, T, H, W], unchanged where its clean clip is right already."""
         prediction = self.denoiser(noisy, timestep)
         clean = self.objective.clean_from(prediction, noisy, timestep)
-        return self.objective.moved(prediction, timestep, by=self.correct(clean) - clean)
+        return self.objective.moved(prediction, timestep, by=self.correct(clean, timestep) - clean)
 
 
 class Clipped(Corrected):
@@ -125,7 +129,7 @@ class Clipped(Corrected):
     """
 
     def __init__(self, denoiser: Denoiser, objective: Objective, *, limit: float = 1.0) -> None:
-        super().__init__(denoiser, objective, lambda clean: clean.clamp(-limit, limit))
+        super().__init__(denoiser, objective, lambda clean, _: clean.clamp(-limit, limit))
 
 
 @dataclass(frozen=True)
@@ -138,7 +142,7 @@ class Known:
     join: Callable[[Tensor], Tensor] | None = None
 
 
-class Kept:
+class Kept(Corrected):
     """A Denoiser whose implied clean clip holds the known values where their mask is above 0.
 
     It goes around guidance and windows, so that what is given is in the clip that the scheduler steps from. Once there
@@ -146,24 +150,23 @@ class Kept:
     """
 
     def __init__(self, denoiser: Denoiser, objective: Objective, known: Known) -> None:
-        self.denoiser, self.objective, self.known = denoiser, objective, known
+        super().__init__(denoiser, objective, self._whole)
+        self.known = known
 
-    def __call__(self, noisy: Tensor, timestep: Tensor) -> Tensor:
-        """The prediction [B, C, T, H, W], moved where something is given."""
-        prediction = self.denoiser(noisy, timestep)
-        clean = self.objective.clean_from(prediction, noisy, timestep)
+    def _whole(self, clean: Tensor, timestep: Tensor) -> Tensor:
+        """The clean clip with what is known in its place."""
         whole = torch.where(self.known.mask > 0, self.known.values, clean)
-        if self.known.join is not None:
-            signal, sigma = self.objective.coefficients(timestep, noisy)
-            whole = self.known.join(whole) if bool((sigma < signal).all()) else whole
-        return self.objective.moved(prediction, timestep, by=whole - clean)
+        if self.known.join is None:
+            return whole
+        signal, sigma = self.objective.coefficients(timestep, clean)
+        return self.known.join(whole) if bool((sigma < signal).all()) else whole
 
 
 def bounded(
     denoiser: Denoiser,
     scheduler: Any,
     *,
-    correct: Callable[[Tensor], Tensor] | None = None,
+    correct: Correct | None = None,
     is_limited: bool = True,
     known: Known | None = None,
 ) -> Denoiser:
