@@ -28,6 +28,8 @@ TURNING_MOTIONS = ("spin", "swing")
 """Those in which the object turns: every other shows it upright."""
 RESIZING_MOTIONS = ("pulse", "grow")
 """Those in which its size changes."""
+OPEN_MOTIONS = ("orbit", "spin")
+"""Those that go round one way or the other, which words leave open."""
 MOTIONS = REPEATING_MOTIONS + ONE_WAY_MOTIONS
 SPEEDS = ("slow", "fast")
 PERIOD_S = {"slow": 2.5, "fast": 1.0}
@@ -214,6 +216,39 @@ def render(scenes: Sequence[Scene], times_s: Tensor, *, size: int | tuple[int, i
     seeds = torch.tensor([scene.seed for scene in scenes], device=times.device)
     backgrounds = [scene.background for scene in scenes]
     return draw(backgrounds, seeds, actors, times, style=styles.pop(), height=height, width=width)
+
+
+HULL = 1.3
+"""How far an object reaches from its middle at most, in its radii, with a margin."""
+
+
+def motion_between(
+    scenes: Sequence[Scene], from_s: Tensor, to_s: Tensor, *, size: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """How actors have moved from times ``from_s`` [B] to ``to_s`` [B, T], at every place of a grid of ``size``.
+
+    The affine maps [B, T, h, w, 2, 3] from (x, y, 1) at the later time, in -1..1 over the picture, to where it was; and
+    whether an actor is near there, [B, T, h, w]. Where none is, things have stayed. Pictures are squares.
+    """
+    height, width = size
+    if height != width:
+        raise ValueError(f"places are {height} x {width}; maps are of square pictures")
+    middles = (torch.arange(width, device=to_s.device) + 0.5) * (2 / width) - 1
+    stays = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], device=to_s.device)
+    maps = stays.expand(len(scenes), to_s.shape[1], height, width, 2, 3).clone()
+    is_near = torch.zeros(len(scenes), to_s.shape[1], height, width, dtype=torch.bool, device=to_s.device)
+    for row, scene in enumerate(scenes):
+        for actor in scene.actors:
+            then, now = pose(actor, from_s[row : row + 1]), pose(actor, to_s[row])
+            ratio, angle = then.scale / now.scale, then.angle - now.angle
+            cos, sin = ratio * angle.cos(), ratio * angle.sin()
+            x, y = then.x - cos * now.x + sin * now.y, then.y - sin * now.x - cos * now.y
+            of_actor = torch.stack((torch.stack((cos, -sin, x), -1), torch.stack((sin, cos, y), -1)), -2)
+            far = torch.hypot(middles - now.x[:, None, None], middles[:, None] - now.y[:, None, None])
+            near = far < HULL * actor.radius * now.scale[:, None, None]
+            maps[row] = torch.where(near[..., None, None], of_actor[:, None, None], maps[row])
+            is_near[row] |= near
+    return maps, is_near
 
 
 def object_pixels(clip: Tensor, empty: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import nn
 from lumiere.model import image_unet, motion
 from lumiere.model.stunet import (
     STUNet,
+    forecast,
     given_channels,
     given_frames,
     given_stem,
@@ -234,6 +235,21 @@ def attend_to_given(stunet: STUNet) -> STUNet:
     return stunet
 
 
+def add_forecast(stunet: STUNet) -> STUNet:
+    """Let what given frames will look like at other moments be forecast; changed in place and returned.
+
+    Where nothing is given nothing changes; elsewhere forecasts of new weights are wrong (stage ``forecast``). Raises
+    ValueError for a network that is told of nothing given (``widen_input`` first), and for one that forecasts already.
+    """
+    if stunet.settings.forecasts:
+        raise ValueError("this network forecasts given frames already")
+    if not stunet.settings.conditioning_channels:
+        raise ValueError("nothing is given to this network that could be forecast (widen_input first)")
+    settings = _grown(stunet, forecasts=True)
+    stunet.temporal.forecast = forecast(stunet, settings).to(stunet.conv_in.weight)
+    return stunet
+
+
 def widen_kernels(stunet: STUNet, frames: int) -> STUNet:
     """Let the temporal convolution of every convolution block see ``frames`` at once; changed in place, returned.
 
@@ -280,9 +296,14 @@ def account(stunet: STUNet) -> Inflation:
     temporal, widths = stunet.temporal, stunet.config.block_out_channels
     level_parts = {"conv_in", "down_blocks", "mid_block", "up_blocks", "conv_norm_out", "conv_out", "temporal"}
     embeddings = [child for name, child in stunet.named_children() if name not in level_parts]
+    of_given = [part for part in (temporal.given, temporal.words, temporal.frames, temporal.forecast) if part]
     parts = [
         _part("embeddings of noise level and text", embeddings, [temporal.noise_level]),
-        _part("stem", [stunet.conv_in], [part for part in (temporal.given, temporal.words, temporal.frames) if part]),
+        _part(
+            "stem",
+            [stunet.conv_in],
+            of_given,
+        ),
     ]
     for level, width in enumerate(widths):
         new = [temporal.down[level], *temporal.halve_time[level : level + 1]]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lumiere.config import load_settings
 from lumiere.model import image_unet, motion
+from lumiere.model.forecast import Forecast
 from lumiere.model.given_frames import Ends, GivenFrames
 from lumiere.model.given_words import GivenWords, Said
 from lumiere.model.image_unet import Heard
@@ -57,6 +58,7 @@ class TemporalLayers(nn.Module):
         self.given = given_stem(unet, settings.conditioning_channels) if settings.conditioning_channels else None
         self.words = given_words(unet, settings) if settings.words_of_given else None
         self.frames = given_frames(unet, settings) if settings.attends_to_given else None
+        self.forecast = forecast(unet, settings) if settings.forecasts else None
         coarsest = len(widths) - 1
         self.down = nn.ModuleList(block(level) for level in range(len(widths)))
         self.middle = block(coarsest)
@@ -127,6 +129,21 @@ def given_words(unet: UNet2DConditionModel, settings: TemporalSettings) -> Given
 def given_frames(unet: UNet2DConditionModel, settings: TemporalSettings) -> GivenFrames:
     """What lets places of every frame attend to given frames."""
     return GivenFrames(unet.config.in_channels, list(unet.config.block_out_channels))
+
+
+def forecast(unet: UNet2DConditionModel, settings: TemporalSettings) -> Forecast:
+    """What says how given frames will look at other moments."""
+    return Forecast(settings.conditioning_channels, unet.config.in_channels, text_width=image_unet.encoder_width(unet))
+
+
+def mean_text(states: Tensor, mask: Tensor | None) -> Tensor:
+    """The mean state [B, D] of texts [B, L, D] over their real words, ``mask`` [B, L] (None: over all), normalised."""
+    if mask is None:
+        text = states.mean(1)
+    else:
+        kept = mask.to(states.dtype).unsqueeze(-1)
+        text = (states * kept).sum(1) / kept.sum(1).clamp(min=1)
+    return F.layer_norm(text, text.shape[-1:])
 
 
 class STUNet(UNet2DConditionModel):
@@ -258,10 +275,12 @@ class STUNet(UNet2DConditionModel):
         return self.temporal.parameters()
 
     def freeze_image(self) -> None:
-        """Train the temporal layers only."""
+        """Train the temporal layers only; forecasts, which are trained by themselves (stage ``forecast``), stay."""
         for weight in self.image_parameters():
             weight.requires_grad_(False)
         self.temporal.requires_grad_(True)
+        if self.temporal.forecast is not None:
+            self.temporal.forecast.requires_grad_(False)
 
     def freeze_temporal(self) -> None:
         """Train the image network only."""
@@ -361,6 +380,12 @@ class STUNet(UNet2DConditionModel):
         if given is not None and self.temporal.frames is not None:
             clean = hear(0)
             seen = self._look_at(given, clean if said is None else clean.with_words(states, said.is_said))
+        if self.temporal.forecast is not None and sample.shape[1] > self.config.in_channels and sample.shape[2] > 1:
+            noisy, known = sample.tensor_split([self.config.in_channels], dim=1)
+            text = mean_text(encoder_hidden_states, encoder_attention_mask)
+            with torch.no_grad():
+                foreseen = self.temporal.forecast(known, noisy, text)
+            sample = torch.cat([noisy, foreseen], dim=1)
         prediction = self._predict(sample, heard, told, seen)
         return UNet2DConditionOutput(prediction) if return_dict else (prediction,)
 
@@ -452,12 +477,7 @@ class STUNet(UNet2DConditionModel):
 
     def _told(self, heard: Heard, mask: Tensor | None) -> Tensor:
         """What the temporal blocks hear, [B, E + D]: the noise level, and the mean text state over the real words."""
-        if mask is None:
-            text = heard.text.mean(1)
-        else:
-            kept = mask.to(heard.text.dtype).unsqueeze(-1)
-            text = (heard.text * kept).sum(1) / kept.sum(1).clamp(min=1)
-        return torch.cat([F.silu(heard.time), F.layer_norm(text, text.shape[-1:])], dim=-1)
+        return torch.cat([F.silu(heard.time), mean_text(heard.text, mask)], dim=-1)
 
     def _check_clip(self, sample: Tensor) -> None:
         """Raise ValueError for a clip whose shape the network cannot take."""

@@ -66,6 +66,8 @@ class TemporalSettings(Settings):
     words_of_given: int = Field(default=0, ge=0)
     # Whether places of every frame attend to given frames, on the way up.
     attends_to_given: bool = False
+    # Whether what given frames will look like at other moments is forecast, and shown where less is given.
+    forecasts: bool = False
 
     @property
     def frames_seen_by_blocks(self) -> int:
@@ -80,6 +82,8 @@ class TemporalSettings(Settings):
             raise ValueError("words_of_given is set without conditioning_channels: nothing is given that could be said")
         if self.attends_to_given and not self.conditioning_channels:
             raise ValueError("attends_to_given is set without conditioning_channels: nothing is given to attend to")
+        if self.forecasts and not self.conditioning_channels:
+            raise ValueError("forecasts is set without conditioning_channels: nothing is given to forecast from")
         return self
 
     @field_validator("kernel_frames", "block_kernel_frames", "kernel_px")

@@ -84,6 +84,10 @@ def stage_classes(path: Path) -> tuple[type[Any], type[Any]]:
             from lumiere.training.stages.given_frames import GivenFramesSettings, GivenFramesTraining
 
             return GivenFramesSettings, GivenFramesTraining
+        case "forecast":
+            from lumiere.training.stages.forecast import ForecastSettings, ForecastTraining
+
+            return ForecastSettings, ForecastTraining
         case "clips":
             from lumiere.training.stages.motion import MotionSettings, MotionTraining
 
@@ -104,8 +108,8 @@ def stage_classes(path: Path) -> tuple[type[Any], type[Any]]:
 
             return StyleSettings, StyleTraining
     known = (
-        "text_to_image, text_to_video, given_words, given_frames, conditional, clips, finetune_clips,"
-        " super_resolution, super_resolution_clips, style"
+        "text_to_image, text_to_video, given_words, given_frames, forecast, conditional, clips,"
+        " finetune_clips, super_resolution, super_resolution_clips, style"
     )
     raise ValueError(f"{path}: stage is {stage_name(path)!r}; known are {known}")
 

@@ -77,6 +77,11 @@ def pipeline_for_pairs(
     """
     if data.num_frames != 2:
         raise ValueError(f"data.num_frames is {data.num_frames}; it is 2: one frame is given, one drawn")
+    return frozen_pipeline(start_from, seed=seed, image=image)
+
+
+def frozen_pipeline(start_from: str | None, *, seed: int, image: str | None = None) -> LumierePipeline:
+    """A pipeline told what is given, and all of it frozen. As for ``pipeline_for_pairs``."""
     torch.manual_seed(seed)
     pipeline = LumierePipeline.from_pretrained(start_from)
     if image is not None:

@@ -1,0 +1,216 @@
+"""What a given frame will look like at other moments: moved, turned and resized as the words say."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lumiere.model.temporal import ChannelNorm
+from lumiere.video import fold_time, unfold_time
+
+TRUST = 0.5
+"""What M is where C is forecast (1: given, 0: nothing is known)."""
+
+
+class Motion(NamedTuple):
+    """Where what is seen at places of some frames was in a given one, in the W ways that words leave open.
+
+    ``maps`` [B, W, T, h, w, 2, 3] are the affine maps of places, from (x, y, 1) in a frame, -1 to 1 over the picture,
+    to (x, y) in the given one. ``seen`` [B, W, T, h, w] is the logit that it was seen there, with nothing in front.
+    """
+
+    maps: Tensor
+    seen: Tensor
+
+
+class Forecast(nn.Module):
+    """Say from a given frame, words and time what other frames look like, before anything is made.
+
+    Layers that mix frames at each place by itself carry along what is given, and hardly turn or resize it (LOG.md). So
+    a small network of its own says for each place of a frame by which affine map what is there has moved since the
+    given frame, and the given frame, moved so, is shown as <C, M> of all frames of which less is given, with M =
+    ``TRUST``.
+    Words leave things open, such as which way round a thing spins: there are ``WAYS`` forecasts, and the one that
+    the noisy clip is more like is shown.
+
+    ``picture_channels`` of <C, M> are C, the rest M: n x n channels where C are blocks of n x n pixels, which are moved
+    as pixels. Source: motion as maps of layers (Wang and Adelson, 1994), forecast for a video model as in
+    Motion-I2V (Shi et al., arXiv 2401.15977).
+    """
+
+    WAYS, TOLD = 2, 256
+    FINE, MIDDLE, COARSE = 32, 64, 128
+    WAVES, PERIOD_FRAMES = 32, 160
+
+    def __init__(self, channels: int, picture_channels: int, *, text_width: int) -> None:
+        super().__init__()
+        self.picture_channels = picture_channels
+        self.block = math.isqrt(channels - picture_channels)
+        self.ways = nn.Parameter(torch.randn(self.WAYS, self.TOLD))
+        self.read = nn.Linear(text_width, self.TOLD)
+        self.clock = nn.Linear(4 * self.WAVES, self.TOLD)
+        self.whole = nn.Linear(self.COARSE, self.TOLD)
+        self.think = nn.Sequential(
+            *(nn.SiLU(), nn.Linear(self.TOLD, self.TOLD), nn.SiLU(), nn.Linear(self.TOLD, self.TOLD), nn.SiLU())
+        )
+        # Two channels more say where a place is.
+        self.look_fine = nn.Sequential(_conv(channels + 2, self.FINE), Seen(self.FINE))
+        self.look_middle = nn.Sequential(_conv(self.FINE, self.MIDDLE, stride=2), Seen(self.MIDDLE))
+        self.look_coarse = nn.Sequential(
+            _conv(self.MIDDLE, self.COARSE, stride=2), Seen(self.COARSE), Seen(self.COARSE)
+        )
+        self.coarse = nn.ModuleList(Seen(self.COARSE, self.TOLD) for _ in range(3))
+        self.to_middle = _conv(self.COARSE + self.MIDDLE, self.MIDDLE)
+        self.middle = nn.ModuleList(Seen(self.MIDDLE, self.TOLD) for _ in range(2))
+        self.to_fine = _conv(self.MIDDLE + self.FINE, self.FINE)
+        self.fine = nn.ModuleList(Seen(self.FINE, self.TOLD) for _ in range(1))
+        self.say_norm = ChannelNorm(self.FINE)
+        self.say = nn.Linear(self.FINE, 7)
+        nn.init.normal_(self.say.weight, std=0.01)
+        nn.init.zeros_(self.say.bias)
+
+    def forward(self, given: Tensor, noisy: Tensor, text: Tensor) -> Tensor:
+        """<C, M> [B, c, T, h, w] with forecasts of frames of which less is given, for noisy clips [B, C, T, h, w] and
+        the mean state of their texts [B, D].
+
+        They are made from the nearest frame in which all is given that is given anywhere. Where nothing is given, or
+        nowhere more than elsewhere, nothing changes.
+        """
+        share = given[:, self.picture_channels :]
+        most = share.amax(2, keepdim=True)
+        is_whole = (share >= most).flatten(3).all(3).all(1) & (most.flatten(1).amax(1) > 0)[:, None]
+        sources, numbers = _nearest(is_whole), torch.arange(given.shape[2], device=given.device)
+        pictures, which = given, sources
+        if given.device.type != "meta" and not torch.compiler.is_compiling():
+            # Only what is seen from is looked at; compiled, where that cannot be known, all of it.
+            if not bool(is_whole.any()):
+                return given
+            needed, which = sources.unique(return_inverse=True)
+            pictures = given[:, :, needed]
+        motion = self.motion(pictures, text, which, sources, numbers.expand_as(sources))
+        forecast = self._likelier(self.moved(pictures, motion, which), noisy)
+        is_open = (is_whole.any(1, keepdim=True) & ~is_whole)[:, None, :, None, None]
+        return torch.where(is_open & (share.amax(1, keepdim=True) == 0), forecast, given)
+
+    def motion(self, pictures: Tensor, text: Tensor, which: Tensor, sources: Tensor, numbers: Tensor) -> Motion:
+        """How things have moved from pictures, <C, M> [B, c, N, h, w], told texts [B, D], in T frames [B, T] with
+        ``numbers``, each seen from picture ``which``, of number ``sources``."""
+        count, frames = pictures.shape[2], numbers.shape[1]
+        grid = _centres(pictures.shape[-2], pictures.shape[-1], like=pictures)[..., :2].permute(2, 0, 1)
+        flat = fold_time(pictures)
+        fine = self.look_fine(torch.cat((flat, grid.expand(len(flat), -1, -1, -1)), dim=1))
+        middle = self.look_middle(fine)
+        coarse = self.look_coarse(middle)
+        whole = self.whole(coarse.mean((2, 3))).view(-1, count, self.TOLD)
+        whole = whole.gather(1, which[..., None].expand(-1, -1, self.TOLD))
+        told = self.read(text)[:, None] + whole + self.clock(self._waves(sources, numbers).to(text.dtype))
+        told = self.think(told[:, None] + self.ways[None, :, None]).flatten(0, 2)
+
+        def each(features: Tensor) -> Tensor:
+            """Features of pictures for every way and frame, [B*W*T, C, h, w]."""
+            chosen = _frames_at(unfold_time(features, count), which)
+            return fold_time(chosen[:, None].expand(-1, self.WAYS, *chosen.shape[1:]).flatten(0, 1))
+
+        hidden = each(coarse)
+        for layer in self.coarse:
+            hidden = layer(hidden, told)
+        hidden = self.to_middle(torch.cat((_twice(hidden, middle), each(middle)), dim=1))
+        for layer in self.middle:
+            hidden = layer(hidden, told)
+        hidden = self.to_fine(torch.cat((_twice(hidden, fine), each(fine)), dim=1))
+        for layer in self.fine:
+            hidden = layer(hidden, told)
+        said = self.say(F.silu(self.say_norm(hidden.permute(0, 2, 3, 1)))).float()
+        said = said.view(len(pictures), self.WAYS, frames, *said.shape[1:])
+        stays = said.new_tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+        return Motion(said[..., :6].unflatten(-1, (2, 3)) + stays, said[..., 6])
+
+    def moved(self, pictures: Tensor, motion: Motion, which: Tensor) -> Tensor:
+        """Pictures, <C, M> [B, c, N, h, w], as <C, M> [B, W, c, T, h, w] of frames that are seen from picture ``which``
+        [B, T]."""
+        batch, ways, frames, height, width = motion.seen.shape
+        block = self.block
+        chosen = _frames_at(pictures, which)
+        pixels = F.pixel_shuffle(fold_time(chosen).float(), block)
+        pixels = pixels.view(batch, 1, frames, *pixels.shape[1:]).expand(-1, ways, -1, -1, -1, -1).flatten(0, 2)
+        points = _centres(height * block, width * block, like=motion.maps)
+        places = points.view(height, block, width, block, 3).transpose(1, 2)
+        # [..., h, w, 2, 3] times [h, w, pixels of a place, 3]
+        found = torch.einsum("bhwck,hwijk->bhiwjc", motion.maps.flatten(0, 2), places).flatten(1, 2).flatten(2, 3)
+        seen = F.grid_sample(pixels, found, mode="bilinear", padding_mode="zeros", align_corners=False)
+        colours, share = seen[:, :-1], seen[:, -1:]
+        is_seen = (motion.seen.flatten(0, 2)[:, None] > 0).to(share)
+        known = (share > 0.5) & (F.interpolate(is_seen, scale_factor=float(block)) > 0)
+        colours = torch.where(known, colours / share.clamp(min=0.5), torch.zeros_like(colours))
+        shown = F.pixel_unshuffle(torch.cat((colours, TRUST * known.to(colours)), dim=1), block)
+        return shown.view(batch, ways, frames, *shown.shape[1:]).transpose(2, 3).to(pictures.dtype)
+
+    def _likelier(self, moved: Tensor, noisy: Tensor) -> Tensor:
+        """Of forecasts [B, W, c, T, h, w] those [B, c, T, h, w] that are nearer to the noisy clips.
+
+        How strong the clip is in them is estimated from what the two have in common.
+        """
+        one, other = moved[:, :, : self.picture_channels].float().flatten(2).unbind(1)
+        seen, middle = noisy.float().flatten(1), (one + other) / 2
+        strength = ((seen * middle).sum(1) / middle.square().sum(1).clamp(min=1e-6)).clamp(min=0)
+        leans = ((seen - strength[:, None] * middle) * (one - other)).sum(1)
+        return torch.where((leans >= 0).view(-1, 1, 1, 1, 1), moved[:, 0], moved[:, 1])
+
+    def _waves(self, sources: Tensor, numbers: Tensor) -> Tensor:
+        """Sines and cosines [B, T, 4 * WAVES] of the times of frames and of those that they are seen from."""
+        times = torch.stack((sources, numbers), dim=-1).float() * (2 * math.pi / self.PERIOD_FRAMES)
+        angles = times[..., None] * torch.arange(1, self.WAVES + 1, device=times.device)
+        return torch.cat((angles.sin(), angles.cos()), dim=-1).flatten(2)
+
+
+class Seen(nn.Module):
+    """A 3 x 3 convolution of normalised features [B, C, h, w], scaled and shifted as told [B, D]; added to them."""
+
+    def __init__(self, channels: int, told_width: int = 0) -> None:
+        super().__init__()
+        self.norm = ChannelNorm(channels)
+        self.hear = nn.Linear(told_width, 2 * channels) if told_width else None
+        self.conv = _conv(channels, channels)
+
+    def forward(self, features: Tensor, told: Tensor | None = None) -> Tensor:
+        """The same shape."""
+        normed = self.norm(features.permute(0, 2, 3, 1))
+        if self.hear is not None:
+            scale, shift = self.hear(told)[:, None, None].chunk(2, dim=-1)
+            normed = torch.addcmul(shift, normed, 1 + scale)
+        return features + self.conv(F.silu(normed).permute(0, 3, 1, 2))
+
+
+def _conv(inputs: int, outputs: int, *, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1)
+
+
+def _twice(features: Tensor, like: Tensor) -> Tensor:
+    """Features as many places high and wide as ``like``."""
+    return F.interpolate(features, size=like.shape[-2:], mode="nearest")
+
+
+def _frames_at(clip: Tensor, places: Tensor) -> Tensor:
+    """The frames [B, C, N, h, w] of clips [B, C, T, h, w] at ``places`` [B, N]."""
+    index = places[:, None, :, None, None].expand(-1, clip.shape[1], -1, *clip.shape[3:])
+    return clip.gather(2, index)
+
+
+def _nearest(is_there: Tensor) -> Tensor:
+    """For each frame the number [B, T] of the nearest that ``is_there`` [B, T], of two the earlier; 0 if none is."""
+    numbers = torch.arange(is_there.shape[1], device=is_there.device)
+    distances = (numbers[:, None] - numbers).abs().expand(len(is_there), -1, -1)
+    return distances.masked_fill(~is_there[:, None], 2 * len(numbers)).argmin(2)
+
+
+def _centres(height: int, width: int, *, like: Tensor) -> Tensor:
+    """(x, y, 1) of the middles of places [height, width, 3], from -1 to 1 over the picture."""
+    y, x = (
+        (torch.arange(size, device=like.device, dtype=torch.float32) + 0.5) * (2 / size) - 1 for size in (height, width)
+    )
+    x, y = x.expand(height, -1), y[:, None].expand(-1, width)
+    return torch.stack((x, y, torch.ones_like(x)), dim=-1).to(like.dtype)

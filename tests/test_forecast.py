@@ -1,0 +1,223 @@
+"""Forecasts of given frames: moved as is said, shown only where less is given, and the likelier of two."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from lumiere.codec import PixelBlocks
+from lumiere.config import find_recipe, load_settings
+from lumiere.data.storybook import (
+    MOTIONS,
+    draw_scene,
+    from_start,
+    motion_between,
+    object_pixels,
+    render,
+    without_actors,
+)
+from lumiere.model.forecast import TRUST, Forecast, Motion
+from lumiere.model.inflate import account, add_forecast
+from lumiere.model.stunet import STUNet
+from lumiere.model.temporal import TemporalSettings
+from lumiere.training.run import train
+from lumiere.training.stages.forecast import ForecastSettings, ForecastTraining
+from tests.test_given_frames import first_given
+from tests.test_given_words import network
+from tests.tiny_unets import FAMILIES, conditions
+
+
+def blocks_given(frames: int, at: tuple[int, ...], *, block: int = 2) -> Tensor:
+    """<C, M> [1, c, T, 8, 8] of random pictures in blocks, of which the frames ``at`` are given."""
+    codec = PixelBlocks(block)
+    pictures = torch.rand(1, 3, frames, 8 * block, 8 * block, generator=torch.Generator().manual_seed(2)) + 0.1
+    mask = torch.zeros(1, 1, frames, 8 * block, 8 * block)
+    mask[:, :, list(at)] = 1
+    return torch.cat([codec.encode(pictures * mask), codec.encode(mask)], dim=1)
+
+
+def told_to_move(block: int, x: float, y: float) -> Forecast:
+    """One that says of all places that what is there was ``x``, ``y`` places farther right and down, of 8."""
+    torch.manual_seed(0)
+    forecast = Forecast(4 * block**2, 3 * block**2, text_width=6)
+    with torch.no_grad():
+        forecast.say.weight.zero_()
+        forecast.say.bias.copy_(torch.tensor([0, 0, x / 4, 0, 0, y / 4, 9.0]))
+    return forecast
+
+
+def seen(forecast: Forecast, given: Tensor, noisy: Tensor | None = None) -> Tensor:
+    """<C, M> with forecasts, for noise and an empty text."""
+    noisy = torch.zeros_like(given[:, : forecast.picture_channels]) if noisy is None else noisy
+    with torch.no_grad():
+        return forecast(given, noisy, torch.zeros(len(given), 6))
+
+
+@pytest.mark.parametrize("block", [1, 2])
+def test_a_given_frame_is_moved_as_is_said(block: int) -> None:
+    given = blocks_given(4, (0,), block=block)
+    codec, colours = PixelBlocks(block), 3 * block**2
+    moved = seen(told_to_move(block, 2, -1), given)
+    assert torch.equal(moved[:, :, 0], given[:, :, 0])
+    picture, mask = codec.decode(moved[:, :colours]), codec.decode(moved[:, colours:])
+    true = codec.decode(given[:, :colours])[:, :, :1]
+    for frame in (1, 2, 3):
+        right, down = 2 * block, block
+        assert torch.allclose(picture[:, :, frame, down:, :-right], true[:, :, 0, :-down, right:], atol=1e-5)
+        assert bool((mask[:, :, frame, down:, :-right] == TRUST).all())
+        # Nothing is known of what has come in from outside the picture.
+        assert not picture[:, :, frame, :down].any() and not mask[:, :, frame, :, -right:].any()
+
+
+def test_parts_of_a_block_are_moved_as_pixels() -> None:
+    """Half a place is one pixel of a block of two."""
+    given, codec = blocks_given(2, (0,)), PixelBlocks(2)
+    picture = codec.decode(seen(told_to_move(2, 0.5, 0), given)[:, :12])
+    true = codec.decode(given[:, :12])
+    assert torch.allclose(picture[:, :, 1, :, :-1], true[:, :, 0, :, 1:], atol=1e-5)
+
+
+def test_what_is_given_stays_and_where_nothing_is_nothing_is_forecast() -> None:
+    forecast = told_to_move(2, 1, 0)
+    nothing = torch.zeros(1, 16, 4, 8, 8)
+    assert torch.equal(seen(forecast, nothing), nothing)
+    # As much is given of all frames: no frame says more than another.
+    alike = blocks_given(4, (0, 1, 2, 3))
+    alike[..., 3:6] = 0
+    assert torch.equal(seen(forecast, alike), alike)
+    # A frame beside is given in part: that part stays, the rest is forecast.
+    part = blocks_given(4, (0, 1))
+    part[:, :, 1, :, 3:] = 0
+    shown = seen(forecast, part)
+    assert torch.equal(shown[:, :, 1, :, :3], part[:, :, 1, :, :3])
+    assert torch.allclose(shown[:, :12, 1, :, 3:7], part[:, :12, 0, :, 4:], atol=1e-5)
+
+
+def test_frames_are_forecast_from_the_nearer_end() -> None:
+    given = blocks_given(6, (0, 5))
+    shown = seen(told_to_move(2, 0, 0), given)
+    for frame, source in ((1, 0), (2, 0), (3, 5), (4, 5)):
+        assert torch.allclose(shown[:, :12, frame], given[:, :12, source], atol=1e-5)
+
+
+@pytest.mark.parametrize("way", [0, 1])
+def test_the_forecast_that_the_noisy_clip_is_like_is_shown(way: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    forecast, given = told_to_move(2, 0, 0), blocks_given(20, (0,))
+    given[:, :12] -= given[:, :12].mean()
+    plain = forecast.motion(
+        given[:, :, :1], torch.zeros(1, 6), *(torch.zeros(1, 20, dtype=torch.long) for _ in range(3))
+    )
+    maps = plain.maps.clone()
+    maps[:, 0, ..., 0, 2], maps[:, 1, ..., 0, 2] = 0.5, -0.5
+    monkeypatch.setattr(forecast, "motion", lambda *_: Motion(maps, plain.seen))
+    one = torch.zeros(1, 20, dtype=torch.long)
+    both = forecast.moved(given[:, :, :1], Motion(maps, plain.seen), one)[:, :, :12]
+    noise = torch.randn(both[:, 0].shape, generator=torch.Generator().manual_seed(5))
+    noisy = 0.3 * both[:, way] + 0.95 * noise
+    assert torch.equal(seen(forecast, given, noisy)[:, :12, 1:], both[:, way, :, 1:])
+
+
+@pytest.mark.parametrize("family", ["embedded", "sd1"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_clips_of_which_nothing_is_given_are_left_alone(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    stunet = network(family).to(dtype)
+    clip, given = torch.randn(2, stunet.config.in_channels, 8, 16, 16), first_given(stunet, 8)
+    inputs = {k: v.to(dtype) if k == "encoder_hidden_states" else v for k, v in conditions(stunet, 2).items()}
+    one_told = torch.cat([clip, given * torch.tensor([1, 0]).view(2, 1, 1, 1, 1)], dim=1).to(dtype)
+    torch.nn.init.normal_(stunet.temporal.given.weight, std=0.3)
+    with torch.no_grad():
+        before = stunet(one_told, **inputs).sample
+        assert add_forecast(stunet) is stunet
+        after = stunet(one_told, **inputs).sample
+        assert torch.equal(after[1], before[1]) and not torch.allclose(after[0], before[0], atol=1e-3)
+        image = one_told[:, :, :1]
+        assert torch.isfinite(stunet(image, **inputs).sample).all()
+        stunet.save_pretrained(tmp_path / "whole")
+        assert torch.equal(STUNet.from_pretrained(tmp_path / "whole", dtype=dtype)(one_told, **inputs).sample, after)
+        stunet.save_motion(tmp_path / "motion.safetensors")
+        with pytest.raises(ValueError, match="forecasts"):
+            network(family).load_motion(tmp_path / "motion.safetensors")
+
+
+def test_it_is_counted_frozen_and_refused() -> None:
+    with pytest.raises(ValueError, match="widen_input first"):
+        add_forecast(STUNet.from_image_unet(FAMILIES["embedded"](2)))
+    stunet = network("embedded")
+    before = account(stunet).num_new
+    add_forecast(stunet)
+    weights = list(stunet.temporal.forecast.parameters())
+    assert account(stunet).num_new - before == sum(weight.numel() for weight in weights)
+    stunet.freeze_image()
+    assert not any(weight.requires_grad for weight in weights)
+    with pytest.raises(ValueError, match="already"):
+        add_forecast(stunet)
+    with pytest.raises(ValueError, match="forecasts"):
+        TemporalSettings(forecasts=True)
+
+
+@pytest.mark.parametrize("motion", MOTIONS)
+def test_the_storybook_knows_how_it_moves_things(motion: str) -> None:
+    """A picture moved by the true maps is the later picture, as far as the later object shows what the first did."""
+    generator = torch.Generator().manual_seed(7)
+    scenes = [from_start(draw_scene(generator, motions=(motion,))) for _ in range(6)]
+    from_s, to_s = torch.full((6,), 0.2), torch.tensor([0.5, 0.9, 2.0]).expand(6, -1)
+    maps, is_near = motion_between(scenes, from_s, to_s, size=(32, 32))
+    first, later = render(scenes, from_s[:, None], size=64), render(scenes, to_s, size=64)
+    empty = render([without_actors(scene) for scene in scenes], to_s, size=64)
+    codec, forecast = PixelBlocks(2), Forecast(16, 12, text_width=6)
+    given = torch.cat([codec.encode(first), codec.encode(torch.ones_like(first[:, :1]))], dim=1)
+    told = Motion(maps[:, None], torch.full(is_near[:, None].shape, 9.0))
+    moved = codec.decode(forecast.moved(given, told, torch.zeros(6, 3, dtype=torch.long))[:, 0, :12])
+    of_object = object_pixels(later, empty).expand_as(later)
+    off, stayed = (float((clip - later)[of_object].square().mean()) for clip in (moved, first.expand_as(later)))
+    assert off < 0.5 * stayed
+    near = is_near.repeat_interleave(2, -1).repeat_interleave(2, -2)[:, None]
+    assert bool((object_pixels(later, empty) <= near).float().mean() > 0.999)
+
+
+def test_it_is_trained_alone(tmp_path: Path, base_network: Path) -> None:
+    out = train("forecast_smoke", ["--out", str(tmp_path / "seen"), "--start_from", str(base_network)])
+    before, after = (load_file(run / "unet" / "diffusion_pytorch_model.safetensors") for run in (base_network, out))
+    assert {name.split(".")[1] for name in after.keys() - before.keys()} == {"given", "forecast"}
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not after["temporal.given.weight"].any()
+    lines = [json.loads(line) for line in (tmp_path / "seen" / "metrics.jsonl").read_text().splitlines()]
+    assert any("held_out/pixels_off" in line for line in lines)
+    assert list((tmp_path / "seen" / "samples").glob("*/given_true_forecast.png"))
+    with pytest.raises(ValueError, match="it is 1"):
+        train("forecast_smoke", ["--out", str(tmp_path / "three"), "--data.num_frames", "3"])
+
+
+def test_true_motion_is_no_pixel_off(tmp_path: Path, base_network: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And of two forecasts, where things may go round either way, one is asked for each."""
+    overrides = ["--start_from", str(base_network), "--out", str(tmp_path), "--loop.bf16_weights", "false"]
+    stage = ForecastTraining(load_settings(ForecastSettings, find_recipe("forecast_smoke"), overrides))
+    batch, from_s, to_s, captions, known = stage._held_out(4, 3)
+    kinds = ((-1, "spin"), (1, "spin"), (1, "orbit"), (1, "slide left"))
+    actors = [replace(batch.scenes[0].actors[0], turn=turn, motion=motion) for turn, motion in kinds]
+    batch = replace(batch, scenes=tuple(replace(batch.scenes[0], actors=(actor,)) for actor in actors))
+    maps, _ = motion_between(batch.scenes, from_s, to_s, size=(8, 8))
+    stays = torch.eye(3)[:2].expand_as(maps)
+    logits = torch.full((4, 2, 3, 8, 8), 9.0)
+
+    def misses(*ways: Tensor) -> tuple[Tensor, Tensor]:
+        monkeypatch.setattr(stage.forecaster, "motion", lambda *_: Motion(torch.stack(ways, 1), logits))
+        return stage._misses(batch, from_s, to_s, captions, known)
+
+    right, first, second, neither = (
+        misses(*ways) for ways in ((maps, maps), (maps, stays), (stays, maps), (stays, stays))
+    )
+    assert torch.allclose(right[1], torch.zeros(4), atol=1e-5) and bool((neither[1] > 0.2).all())
+    for place in (0, 1):
+        asked = torch.stack([first[place], second[place]])
+        for row, way in ((0, 0), (1, 1), (2, 1)):
+            assert torch.equal(asked[way, row], right[place][row])
+            assert torch.equal(asked[1 - way, row], neither[place][row])
+        # Where nothing is left open both are.
+        assert torch.allclose(asked[:, 3], (right[place][3] + neither[place][3]) / 2)
