@@ -192,6 +192,11 @@ def test_it_is_trained_alone(tmp_path: Path, base_network: Path) -> None:
     assert list((tmp_path / "seen" / "samples").glob("*/given_true_forecast.png"))
     with pytest.raises(ValueError, match="it is 1"):
         train("forecast_smoke", ["--out", str(tmp_path / "three"), "--data.num_frames", "3"])
+    # And the base goes on from there, told what is forecast; that itself stays as it was trained.
+    options = ["--out", str(tmp_path / "told"), "--start_from", str(out), "--given.nothing", "0"]
+    told = load_file(train("conditional_smoke", options) / "unet" / "diffusion_pytorch_model.safetensors")
+    assert told.keys() == after.keys() and bool(told["temporal.given.weight"].any())
+    assert all(torch.equal(told[name], after[name]) for name in after if ".forecast." in name)
 
 
 def test_true_motion_is_no_pixel_off(tmp_path: Path, base_network: Path, monkeypatch: pytest.MonkeyPatch) -> None:

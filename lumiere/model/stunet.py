@@ -326,8 +326,9 @@ class STUNet(UNet2DConditionModel):
         """The prediction [B, out_channels, T, H, W] for noisy clips ``sample`` [B, in_channels, T, H, W].
 
         A widened network (``inflate.widen_input``) also takes them with <C, M> behind as more channels; without,
-        nothing is given. What ``say_given`` said of some other <C, M> can be told as ``said_of_given`` among
-        ``added_cond_kwargs``, beside diffusers' own, and some other <C, M> [B, c, T', H, W] to whose frames to attend
+        nothing is given. One that ``forecasts`` fills it with what given frames will look like at other moments. What
+        ``say_given`` said of some other <C, M> can be told as ``said_of_given`` among ``added_cond_kwargs``, beside
+        diffusers' own, and some other <C, M> [B, c, T', H, W] to whose frames to attend
         as ``given_elsewhere``. diffusers' arguments in diffusers' order, and all of them per
         clip: ``timestep`` a number or [B], ``encoder_hidden_states`` [B, L, D], ``encoder_attention_mask`` [B, L] (1:
         keep), class labels and added embeddings [B, ...]. A clip of one frame passes as an image, without the temporal
