@@ -73,7 +73,7 @@ class Forecast(nn.Module):
         nn.init.normal_(self.say.weight, std=0.01)
         nn.init.zeros_(self.say.bias)
 
-    # Compiled it was measured at twenty times its own time.
+    # How much there is to look at follows from what is given, which compiled code could not know.
     @torch.compiler.disable
     def forward(self, given: Tensor, noisy: Tensor, text: Tensor) -> Tensor:
         """<C, M> [B, c, T, h, w] with forecasts of frames of which less is given, for noisy clips [B, C, T, h, w] and
