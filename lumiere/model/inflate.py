@@ -296,7 +296,8 @@ def account(stunet: STUNet) -> Inflation:
     temporal, widths = stunet.temporal, stunet.config.block_out_channels
     level_parts = {"conv_in", "down_blocks", "mid_block", "up_blocks", "conv_norm_out", "conv_out", "temporal"}
     embeddings = [child for name, child in stunet.named_children() if name not in level_parts]
-    of_given = [part for part in (temporal.given, temporal.words, temporal.frames, temporal.forecast) if part]
+    known = (temporal.given, temporal.words, temporal.frames, temporal.forecast)
+    of_given: list[nn.Module] = [part for part in known if part is not None]
     parts = [
         _part("embeddings of noise level and text", embeddings, [temporal.noise_level]),
         _part(
