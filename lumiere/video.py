@@ -60,6 +60,11 @@ def unfold_time(folded: Tensor, num_frames: int) -> Tensor:
     return last.permute(0, 4, 1, 2, 3)
 
 
+def frames_at(clip: Tensor, places: Tensor) -> Tensor:
+    """The frames [B, C, N, H, W] of clips [B, C, T, H, W] at ``places`` [B, N]."""
+    return clip.gather(2, places[:, None, :, None, None].expand(-1, clip.shape[1], -1, *clip.shape[3:]))
+
+
 def channels_last(clip: Tensor) -> Tensor:
     """The same clip [B, C, T, H, W], channels last in memory, where folding time is free."""
     return clip.contiguous(memory_format=torch.channels_last_3d)

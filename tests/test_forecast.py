@@ -203,17 +203,17 @@ def test_true_motion_is_no_pixel_off(tmp_path: Path, base_network: Path, monkeyp
     """And of two forecasts, where things may go round either way, one is asked for each."""
     overrides = ["--start_from", str(base_network), "--out", str(tmp_path), "--loop.bf16_weights", "false"]
     stage = ForecastTraining(load_settings(ForecastSettings, find_recipe("forecast_smoke"), overrides))
-    batch, from_s, to_s, captions, known = stage._held_out(4, 3)
+    batch, to_s, captions, known = stage._held_out(4, 3)
     kinds = ((-1, "spin"), (1, "spin"), (1, "orbit"), (1, "slide left"))
     actors = [replace(batch.scenes[0].actors[0], turn=turn, motion=motion) for turn, motion in kinds]
     batch = replace(batch, scenes=tuple(replace(batch.scenes[0], actors=(actor,)) for actor in actors))
-    maps, _ = motion_between(batch.scenes, from_s, to_s, size=(8, 8))
+    maps, _ = motion_between(batch.scenes, torch.zeros(4), to_s, size=(8, 8))
     stays = torch.eye(3)[:2].expand_as(maps)
     logits = torch.full((4, 2, 3, 8, 8), 9.0)
 
     def misses(*ways: Tensor) -> tuple[Tensor, Tensor]:
         monkeypatch.setattr(stage.forecaster, "motion", lambda *_: Motion(torch.stack(ways, 1), logits))
-        return stage._misses(batch, from_s, to_s, captions, known)
+        return stage._misses(batch, to_s, captions, known)
 
     right, first, second, neither = (
         misses(*ways) for ways in ((maps, maps), (maps, stays), (stays, maps), (stays, stays))

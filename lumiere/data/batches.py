@@ -117,9 +117,10 @@ class StorybookBatches:
         assert batch.times_s is not None
         return _rendered([without_actors(scene) for scene in batch.scenes], batch.times_s, self.settings.size)
 
-    def at(self, batch: Batch, times_s: Tensor) -> Tensor:
-        """The scenes of a batch at other times [B, T], [B, 3, T, H, W]."""
-        return _rendered(batch.scenes, times_s.to(self.device), self.settings.size)
+    def at(self, batch: Batch, times_s: Tensor) -> Batch:
+        """The same scenes and captions at other times [B, T]."""
+        times_s = times_s.to(self.device)
+        return replace(batch, clips=_rendered(batch.scenes, times_s, self.settings.size), times_s=times_s)
 
     def objects(self, batch: Batch) -> Tensor:
         """Boxes around the objects of a batch of clips, [B, 1, T, H, W] of 0 and 1."""

@@ -234,8 +234,7 @@ def motion_between(
     if height != width:
         raise ValueError(f"places are {height} x {width}; maps are of square pictures")
     middles = (torch.arange(width, device=to_s.device) + 0.5) * (2 / width) - 1
-    stays = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], device=to_s.device)
-    maps = stays.expand(len(scenes), to_s.shape[1], height, width, 2, 3).clone()
+    maps = torch.eye(2, 3, device=to_s.device).expand(len(scenes), to_s.shape[1], height, width, 2, 3).clone()
     is_near = torch.zeros(len(scenes), to_s.shape[1], height, width, dtype=torch.bool, device=to_s.device)
     for row, scene in enumerate(scenes):
         for actor in scene.actors:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lumiere.model.temporal import ChannelNorm
-from lumiere.video import fold_time, unfold_time
+from lumiere.video import fold_time, frames_at, unfold_time
 
 TRUST = 0.5
 """What M is where C is forecast (1: given, 0: nothing is known)."""
@@ -102,7 +102,7 @@ class Forecast(nn.Module):
         """How things have moved from pictures, <C, M> [B, c, N, h, w], told texts [B, D], in T frames [B, T] with
         ``numbers``, each seen from picture ``which``, of number ``sources``."""
         count, frames = pictures.shape[2], numbers.shape[1]
-        grid = _centres(pictures.shape[-2], pictures.shape[-1], like=pictures)[..., :2].permute(2, 0, 1)
+        grid = centres(pictures.shape[-2], pictures.shape[-1], like=pictures)[..., :2].permute(2, 0, 1)
         flat = fold_time(pictures)
         fine = self.look_fine(torch.cat((flat, grid.expand(len(flat), -1, -1, -1)), dim=1))
         middle = self.look_middle(fine)
@@ -114,7 +114,7 @@ class Forecast(nn.Module):
 
         def each(features: Tensor) -> Tensor:
             """Features of pictures for every way and frame, [B*W*T, C, h, w]."""
-            chosen = _frames_at(unfold_time(features, count), which)
+            chosen = frames_at(unfold_time(features, count), which)
             return fold_time(chosen[:, None].expand(-1, self.WAYS, *chosen.shape[1:]).flatten(0, 1))
 
         hidden = each(coarse)
@@ -128,18 +128,17 @@ class Forecast(nn.Module):
             hidden = layer(hidden, told)
         said = self.say(F.silu(self.say_norm(hidden.permute(0, 2, 3, 1)))).float()
         said = said.view(len(pictures), self.WAYS, frames, *said.shape[1:])
-        stays = said.new_tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
-        return Motion(said[..., :6].unflatten(-1, (2, 3)) + stays, said[..., 6])
+        return Motion(said[..., :6].unflatten(-1, (2, 3)) + torch.eye(2, 3).to(said), said[..., 6])
 
     def moved(self, pictures: Tensor, motion: Motion, which: Tensor) -> Tensor:
         """Pictures, <C, M> [B, c, N, h, w], as <C, M> [B, W, c, T, h, w] of frames that are seen from picture ``which``
         [B, T]."""
         batch, ways, frames, height, width = motion.seen.shape
         block = self.block
-        chosen = _frames_at(pictures, which)
+        chosen = frames_at(pictures, which)
         pixels = F.pixel_shuffle(fold_time(chosen).float(), block)
         pixels = pixels.view(batch, 1, frames, *pixels.shape[1:]).expand(-1, ways, -1, -1, -1, -1).flatten(0, 2)
-        points = _centres(height * block, width * block, like=motion.maps)
+        points = centres(height * block, width * block, like=motion.maps)
         places = points.view(height, block, width, block, 3).transpose(1, 2)
         # [..., h, w, 2, 3] times [h, w, pixels of a place, 3]
         found = torch.einsum("bhwck,hwijk->bhiwjc", motion.maps.flatten(0, 2), places).flatten(1, 2).flatten(2, 3)
@@ -196,12 +195,6 @@ def _twice(features: Tensor, like: Tensor) -> Tensor:
     return F.interpolate(features, size=like.shape[-2:], mode="nearest")
 
 
-def _frames_at(clip: Tensor, places: Tensor) -> Tensor:
-    """The frames [B, C, N, h, w] of clips [B, C, T, h, w] at ``places`` [B, N]."""
-    index = places[:, None, :, None, None].expand(-1, clip.shape[1], -1, *clip.shape[3:])
-    return clip.gather(2, index)
-
-
 def _nearest(is_there: Tensor) -> Tensor:
     """For each frame the number [B, T] of the nearest that ``is_there`` [B, T], of two the earlier; 0 if none is."""
     numbers = torch.arange(is_there.shape[1], device=is_there.device)
@@ -209,7 +202,7 @@ def _nearest(is_there: Tensor) -> Tensor:
     return distances.masked_fill(~is_there[:, None], 2 * len(numbers)).argmin(2)
 
 
-def _centres(height: int, width: int, *, like: Tensor) -> Tensor:
+def centres(height: int, width: int, *, like: Tensor) -> Tensor:
     """(x, y, 1) of the middles of places [height, width, 3], from -1 to 1 over the picture."""
     y, x = (
         (torch.arange(size, device=like.device, dtype=torch.float32) + 0.5) * (2 / size) - 1 for size in (height, width)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lumiere.model.temporal import ChannelNorm, attend, grid_positions, silent_linear
-from lumiere.video import fold_time, unfold_time
+from lumiere.video import fold_time, frames_at, unfold_time
 
 HIDDEN = -10000.0
 """Added to the score of a place of which nothing is given."""
@@ -121,5 +121,4 @@ def _first_and_last(given: Tensor, is_given: Tensor) -> Tensor:
     last = torch.where(is_given.any(1), last, first)
     can_look = given.device.type != "meta" and not torch.compiler.is_compiling()
     both = first[:, None] if can_look and bool((first == last).all()) else torch.stack((first, last), 1)
-    places = both[:, None, :, None, None].expand(-1, given.shape[1], -1, *given.shape[3:])
-    return given.gather(2, places)
+    return frames_at(given, both)

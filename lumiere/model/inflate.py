@@ -208,8 +208,7 @@ def add_given_words(stunet: STUNet, count: int) -> STUNet:
         raise ValueError(f"{count} words of what is given; it takes at least one")
     if stunet.settings.words_of_given:
         raise ValueError("what is given is said to this network already")
-    if not stunet.settings.conditioning_channels:
-        raise ValueError("nothing is given to this network that could be said (widen_input first)")
+    _check_told(stunet, "could be said")
     alone = stunet.config.only_cross_attention
     if alone if isinstance(alone, bool) else any(alone or ()):
         raise ValueError("this network has layers that attend to text alone (only_cross_attention): it takes no words")
@@ -228,8 +227,7 @@ def attend_to_given(stunet: STUNet) -> STUNet:
     """
     if stunet.settings.attends_to_given:
         raise ValueError("this network attends to given frames already")
-    if not stunet.settings.conditioning_channels:
-        raise ValueError("nothing is given to this network that it could attend to (widen_input first)")
+    _check_told(stunet, "it could attend to")
     settings = _grown(stunet, attends_to_given=True)
     stunet.temporal.frames = given_frames(stunet, settings).to(stunet.conv_in.weight)
     return stunet
@@ -243,8 +241,7 @@ def add_forecast(stunet: STUNet) -> STUNet:
     """
     if stunet.settings.forecasts:
         raise ValueError("this network forecasts given frames already")
-    if not stunet.settings.conditioning_channels:
-        raise ValueError("nothing is given to this network that could be forecast (widen_input first)")
+    _check_told(stunet, "could be forecast")
     settings = _grown(stunet, forecasts=True)
     stunet.temporal.forecast = forecast(stunet, settings).to(stunet.conv_in.weight)
     return stunet
@@ -282,6 +279,12 @@ def add_time_halving(stunet: STUNet) -> STUNet:
         resizers.to(stunet.conv_in.weight) for resizers in time_resizers(stunet, settings)
     )
     return stunet
+
+
+def _check_told(stunet: STUNet, what: str) -> None:
+    """Refuse a network to which nothing is given ``what``."""
+    if not stunet.settings.conditioning_channels:
+        raise ValueError(f"nothing is given to this network that {what} (widen_input first)")
 
 
 def _grown(stunet: STUNet, **changes: Any) -> TemporalSettings:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lumiere.conditioning.frames import MaskMix, random_conditioning
 from lumiere.conditioning.text import TextEncoder, TextStates
 from lumiere.config import Settings
-from lumiere.data.batches import Batch
+from lumiere.data.batches import Batch, StorybookBatches, StorybookSettings
 from lumiere.device import choose_placement
 from lumiere.diffusion.objective import Objective
 from lumiere.evaluation.samples import METRICS, MetricName, check_metrics
@@ -250,6 +250,11 @@ class ClipStage:
     def export(self, folder: Path) -> None:
         """The whole pipeline as a diffusers folder, in bfloat16."""
         copy.deepcopy(self.pipeline).to(torch.bfloat16).save_pretrained(folder)
+
+
+def storybook(data: StorybookSettings, loop: LoopSettings) -> StorybookBatches:
+    """The storybook that a run is trained on, drawn on its own device."""
+    return StorybookBatches(data, seed=loop.seed, device=choose_placement(loop.device).device)
 
 
 def write_columns(path: Path, rows: Sequence[Tensor], captions: Sequence[str]) -> None:

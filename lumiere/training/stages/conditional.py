@@ -13,15 +13,14 @@ from lumiere.conditioning.frames import MaskMix, num_channels
 from lumiere.conditioning.seams import check_seam_reach
 from lumiere.conditioning.text import freeze
 from lumiere.config import Settings
-from lumiere.data.batches import Batch, StorybookBatches, StorybookSettings
+from lumiere.data.batches import Batch, StorybookSettings
 from lumiere.data.captions import terse_caption
-from lumiere.device import choose_placement
 from lumiere.diffusion.sample import check_restarts
 from lumiere.model.inflate import add_clock, add_given_words, attend_to_given, show_given_to_blocks, widen_input
 from lumiere.pipeline import LumierePipeline
 from lumiere.training.loop import LoopSettings
 from lumiere.training.noise import NoiseSettings, Polish
-from lumiere.training.stages.clips import ClipStage, SampleSettings
+from lumiere.training.stages.clips import ClipStage, SampleSettings, storybook
 from lumiere.training.stages.text_to_image import take_image_network
 
 
@@ -108,8 +107,7 @@ class Conditional(ClipStage):
         pipeline.register_to_config(num_frames=settings.data.num_frames)
         of_pipeline = {"default_guidance_scale", "restarts", "polish", "seam_reach"}
         pipeline.register_to_config(**settings.model_dump(include=of_pipeline, exclude_none=True, mode="json"))
-        device = choose_placement(settings.loop.device).device
-        self.books = StorybookBatches(settings.data, seed=settings.loop.seed, device=device)
+        self.books = storybook(settings.data, settings.loop)
         super().__init__(
             pipeline,
             self.books,

@@ -16,17 +16,17 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from lumiere.conditioning.frames import Conditioning
 from lumiere.config import Settings
-from lumiere.data.batches import CLIP_S, Batch, StorybookBatches, StorybookSettings
+from lumiere.data.batches import CLIP_S, Batch, StorybookSettings
 from lumiere.data.captions import terse_caption
-from lumiere.data.storybook import MOTIONS, OPEN_MOTIONS, Scene, motion_between, object_pixels, without_actors
-from lumiere.device import choose_placement
-from lumiere.model.forecast import Forecast, Motion
+from lumiere.data.storybook import MOTIONS, OPEN_MOTIONS, Scene, motion_between, object_pixels
+from lumiere.model.forecast import Forecast, Motion, centres
 from lumiere.model.inflate import add_forecast
 from lumiere.model.stunet import mean_text
 from lumiere.training.loop import LoopSettings
 from lumiere.training.noise import NoiseSettings
-from lumiere.training.stages.clips import ClipStage, write_columns
+from lumiere.training.stages.clips import ClipStage, storybook, write_columns
 from lumiere.training.stages.given_words import frozen_pipeline
 from lumiere.video import FPS
 
@@ -70,8 +70,7 @@ class ForecastTraining(ClipStage):
             add_forecast(pipeline.unet)
         pipeline.unet.temporal.forecast.requires_grad_(True)
         pipeline.unet.to(memory_format=torch.channels_last)
-        device = choose_placement(settings.loop.device).device
-        self.books = StorybookBatches(settings.data, seed=settings.loop.seed, device=device)
+        self.books = storybook(settings.data, settings.loop)
         super().__init__(
             pipeline,
             self.books,
@@ -97,7 +96,8 @@ class ForecastTraining(ClipStage):
         batch = self.data.batch(position, count)
         generator = torch.Generator().manual_seed(self.loop.seed * 1_000_003 + position * 2 + 8_000_000_011)
         luck = torch.rand(3, count, generator=generator)
-        from_s = batch.times_s[:, 0].cpu() * (luck[0] >= settings.first_share)  # type: ignore[index]
+        assert batch.times_s is not None
+        batch = self.books.at(batch, batch.times_s.cpu() * (luck[0] >= settings.first_share)[:, None])
         to_s = torch.rand(count, settings.num_moments, generator=generator) * CLIP_S
         captions = [
             terse_caption(scene, generator) if scene.actors and is_terse else whole
@@ -109,15 +109,15 @@ class ForecastTraining(ClipStage):
         for row in torch.nonzero(luck[2] < settings.bars_share).flatten().tolist():
             _cover_bars(known[row, 0, 0], generator)
         captions = self.with_dropout(captions, torch.rand(count, generator=generator))
-        return self._misses(batch, from_s, to_s, captions, known)[0]
+        return self._misses(batch, to_s, captions, known)[0]
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Of held-out scenes, first frames of which are given, seen at eight moments, with captions of the motion
         alone: the loss, and the mean distance in pixels between where things were and where the forecast has them,
         where something moves; in all, and by motion."""
-        batch, from_s, to_s, terse, known = self._held_out(self.num_validation_clips, 8)
-        losses, far = self._misses(batch, from_s, to_s, terse, known)
+        batch, to_s, terse, known = self._held_out(self.num_validation_clips, 8)
+        losses, far = self._misses(batch, to_s, terse, known)
         motions = [scene.actors[0].motion if scene.actors else "" for scene in batch.scenes]
         found = {"loss": float(losses.mean()), "pixels_off": float(far.mean())}
         for motion in MOTIONS:
@@ -130,59 +130,53 @@ class ForecastTraining(ClipStage):
     def show(self, folder: Path) -> None:
         """A sheet of held-out scenes, a column each: the given picture, and at three moments what is true and what the
         better forecast says."""
-        batch, from_s, to_s, terse, known = self._held_out(NUM_SHOWN, 3)
-        pictures, motion, which = self._forecast(batch, from_s, to_s, terse, known)
+        batch, to_s, terse, known = self._held_out(NUM_SHOWN, 3)
+        pictures, motion, which = self._forecast(batch, to_s, terse, known)
         moved = self.forecaster.moved(pictures, motion, which)[:, :, : self.codec.channels].float()
-        true = self.books.at(batch, to_s).to(moved.device)
+        true = self.books.at(batch, to_s).clips.to(moved.device)
         seen = torch.stack([self.codec.decode(way) for way in moved.unbind(1)], dim=1)
         best = (seen - true[:, None]).square().flatten(2).mean(2).argmin(1)
         seen = seen[torch.arange(len(seen)), best]
-        rows = [self.books.at(batch, from_s[:, None])]
+        rows = [batch.clips]
         for moment in range(true.shape[2]):
             rows += [true[:, :, moment : moment + 1], seen[:, :, moment : moment + 1]]
         write_columns(folder / "given_true_forecast.png", rows, terse)
 
-    def _held_out(self, count: int, num_moments: int) -> tuple[Batch, Tensor, Tensor, list[str], Tensor]:
+    def _held_out(self, count: int, num_moments: int) -> tuple[Batch, Tensor, list[str], Tensor]:
         """Scenes that are never trained on, whose first frames are given, and moments [B, T] to see them at."""
-        batch = self.data.batch(0, count, held_out=True)
+        batch = self.books.at(self.data.batch(0, count, held_out=True), torch.zeros(count, 1))
         to_s = (torch.arange(num_moments) + 1).expand(count, -1) * (CLIP_S / (num_moments + 0.5))
         size = self.books.settings.size
         terse = [terse_caption(scene) for scene in batch.scenes]
-        return batch, torch.zeros(count), to_s, terse, torch.ones(count, 1, 1, size, size)
+        return batch, to_s, terse, torch.ones(count, 1, 1, size, size)
 
     def _forecast(
-        self, batch: Batch, from_s: Tensor, to_s: Tensor, captions: list[str], known: Tensor
+        self, batch: Batch, to_s: Tensor, captions: list[str], known: Tensor
     ) -> tuple[Tensor, Motion, Tensor]:
-        """<C, M> [B, c, 1, h, w] of scenes at ``from_s`` [B], how things move until ``to_s`` [B, T], and zeros [B, T]:
-        the number of the picture that each moment is seen from."""
+        """<C, M> [B, c, 1, h, w] of pictures, how things move from them until ``to_s`` [B, T], and zeros [B, T]: the
+        number of the picture that each moment is seen from."""
+        assert batch.times_s is not None
         text = self.text.encode(captions)
-        clips = self.books.at(batch, from_s[:, None]).cpu()
-        known = known.expand(len(clips), -1, -1, -1, -1)
-        pictures = torch.cat([self.codec.encode(clips * known), self.codec.encode(known)], dim=1)
-        pictures = pictures.to(self.device, self.unet.dtype)
+        pictures = Conditioning.of(batch.clips.cpu(), known).encoded(self.codec).to(self.device, self.unet.dtype)
         which = torch.zeros(to_s.shape, dtype=torch.long, device=self.device)
         states = mean_text(text.states.to(self.device, self.unet.dtype), text.mask)
-        sources, numbers = (FPS * times.to(self.device) for times in (from_s[:, None].expand_as(to_s), to_s))
+        sources, numbers = (FPS * times.to(self.device) for times in (batch.times_s.expand_as(to_s), to_s))
         return pictures, self.forecaster.motion(pictures, states, which, sources, numbers), which
 
-    def _misses(
-        self, batch: Batch, from_s: Tensor, to_s: Tensor, captions: list[str], known: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _misses(self, batch: Batch, to_s: Tensor, captions: list[str], known: Tensor) -> tuple[Tensor, Tensor]:
         """The loss [B] of forecasts, and how many pixels [B] they are off where something moves."""
-        pictures, motion, _ = self._forecast(batch, from_s, to_s, captions, known)
+        assert batch.times_s is not None
+        pictures, motion, _ = self._forecast(batch, to_s, captions, known)
         size = (pictures.shape[-2], pictures.shape[-1])
-        maps, is_near = motion_between(batch.scenes, from_s, to_s, size=size)
+        maps, is_near = motion_between(batch.scenes, batch.times_s[:, 0].cpu(), to_s, size=size)
         maps, is_near = maps.to(self.device)[:, None], is_near.to(self.device)
-        middles = torch.ones(*size, 3, device=self.device)
-        line = (torch.arange(size[0], device=self.device) + 0.5) * (2 / size[0]) - 1
-        middles[..., 0], middles[..., 1] = line, line[:, None]
         error = motion.maps - maps
-        far = (error @ middles[..., None]).squeeze(-1).norm(dim=-1)
+        far = (error @ centres(*size, like=error)[..., None]).squeeze(-1).norm(dim=-1)
         wrong = far + LINEAR * error[..., :2].abs().sum((-1, -2))
         near = is_near[:, None].expand_as(far)
         moved = _mean(wrong, near) + STAYS * _mean(wrong, ~near)
         # Whether what is there was seen: what is near an actor was, where none is unless it hid it.
-        pixels = object_pixels(self.books.at(batch, from_s[:, None]), self.books.at(_empty(batch), from_s[:, None]))
+        pixels = object_pixels(batch.clips, self.books.empty(batch))
         hidden = F.adaptive_max_pool2d(pixels[:, :, 0].float().to(self.device), size)
         was_seen = (near | (hidden < 0.5)[:, None].expand_as(near)).float()
         sight = F.binary_cross_entropy_with_logits(motion.seen, was_seen, reduction="none").mean((2, 3, 4))
@@ -207,11 +201,6 @@ def _ways(scenes: Sequence[Scene]) -> Tensor:
         (scene.actors[0].turn if scene.actors and scene.actors[0].motion in OPEN_MOTIONS else 0) for scene in scenes
     ]
     return torch.tensor([[(1 - turn) / 2, (1 + turn) / 2] for turn in turns])
-
-
-def _empty(batch: Batch) -> Batch:
-    """A batch without its actors, of which only the scenes are used."""
-    return Batch(batch.clips, batch.captions, tuple(without_actors(scene) for scene in batch.scenes), batch.times_s)
 
 
 def _cover_bars(known: Tensor, generator: torch.Generator) -> None:

@@ -16,13 +16,12 @@ from torch import Tensor, nn
 
 from lumiere.conditioning.frames import MaskMix, first_frame, random_conditioning
 from lumiere.config import Settings
-from lumiere.data.batches import Batch, StorybookBatches, StorybookSettings
+from lumiere.data.batches import Batch, StorybookSettings
 from lumiere.data.captions import terse_caption
-from lumiere.device import choose_placement
 from lumiere.model.inflate import attend_to_given
 from lumiere.training.loop import LoopSettings
 from lumiere.training.noise import NoiseSettings, draw_noise, even_timesteps, noise_shares, with_source
-from lumiere.training.stages.clips import ClipStage, write_columns
+from lumiere.training.stages.clips import ClipStage, storybook, write_columns
 from lumiere.training.stages.given_words import pipeline_for_pairs
 from lumiere.video import channels_last
 
@@ -85,8 +84,7 @@ class GivenFramesTraining(ClipStage):
             for weight in pipeline.unet.image_parameters():
                 weight.requires_grad_(True)
         pipeline.unet.to(memory_format=torch.channels_last)
-        device = choose_placement(settings.loop.device).device
-        self.books = StorybookBatches(settings.data, seed=settings.loop.seed, device=device)
+        self.books = storybook(settings.data, settings.loop)
         super().__init__(
             pipeline,
             self.books,

@@ -19,16 +19,15 @@ from torch import Tensor
 from lumiere.conditioning.frames import Conditioning, MaskMix, first_frame, num_channels, random_conditioning
 from lumiere.conditioning.text import freeze
 from lumiere.config import Settings
-from lumiere.data.batches import Batch, StorybookBatches, StorybookSettings
+from lumiere.data.batches import Batch, StorybookSettings
 from lumiere.data.captions import still_caption, terse_caption
 from lumiere.data.storybook import object_pixels, without_actors
-from lumiere.device import choose_placement
 from lumiere.model.given_words import Said
 from lumiere.model.inflate import add_given_words, widen_input
 from lumiere.pipeline import LumierePipeline
 from lumiere.training.loop import LoopSettings
 from lumiere.training.noise import NoiseSettings, even_timesteps
-from lumiere.training.stages.clips import ClipStage, write_columns
+from lumiere.training.stages.clips import ClipStage, storybook, write_columns
 from lumiere.training.stages.text_to_image import take_image_network
 
 NUM_SHOWN = 8
@@ -103,9 +102,8 @@ class GivenWordsTraining(ClipStage):
             add_given_words(pipeline.unet, settings.num_words)
         pipeline.unet.temporal.words.requires_grad_(True)
         pipeline.unet.to(memory_format=torch.channels_last)
-        device = choose_placement(settings.loop.device).device
         self.second_share = settings.second_share
-        self.books = StorybookBatches(settings.data, seed=settings.loop.seed, device=device)
+        self.books = storybook(settings.data, settings.loop)
         super().__init__(
             pipeline,
             self.books,
