@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import KW_ONLY, dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lumiere.codec import Codec, Latents, PixelBlocks
-from lumiere.conditioning.frames import Conditioning
+from lumiere.conditioning.frames import Conditioning, nothing
 from lumiere.conditioning.seams import check_seam_reach, seam_remover
 from lumiere.conditioning.text import Reading, TextEncoder, TextStates, text_encoder_for, text_notes
 from lumiere.diffusion.denoiser import Beside, Denoiser, Guided, Known, bounded
@@ -34,6 +35,7 @@ from lumiere.diffusion.sample import (
     sample,
 )
 from lumiere.diffusion.schedulers import check_scheduler, named_scheduler
+from lumiere.model.forecast import whole_frames
 from lumiere.model.stunet import STUNet
 from lumiere.strengths import EDIT_STRENGTH
 from lumiere.super_resolution import SuperResolution
@@ -68,7 +70,9 @@ class LumierePipeline(DiffusionPipeline):
     ``restarts`` are strengths with which clips are made again, ``polish`` places in that schedule: see
     ``diffusion.sample``; no polish for networks that were not trained to doubt (``text_to_image``).
     ``seam_reach`` is how far, in pixels (or latents) and frames, what is made is moved to meet what is given: see
-    ``conditioning.seams``; 0 leaves it as the network made it.
+    ``conditioning.seams``; 0 leaves it as the network made it. For networks that forecast what whole given frames will
+    look like (``model.forecast``), ``carry_given`` lets clips show the things that move as forecast, and where no whole
+    frame is given, the first one of a clip of ``opening_frames`` is made first and then given; 0: it is not.
     """
 
     scheduler: Any
@@ -103,6 +107,8 @@ class LumierePipeline(DiffusionPipeline):
         restarts: list[float] | None = None,
         polish: list[float] | None = None,
         seam_reach: float = 0.0,
+        carry_given: bool = False,
+        opening_frames: int = 0,
     ) -> None:
         super().__init__()
         check_restarts(restarts or [])
@@ -136,7 +142,10 @@ class LumierePipeline(DiffusionPipeline):
             restarts=list(restarts or []),
             polish=list(polish or []),
             seam_reach=seam_reach,
+            carry_given=carry_given,
+            opening_frames=opening_frames,
         )
+        self._check_forecasts(carry_given, opening_frames)
         self.codec: Codec = PixelBlocks(pixel_block_size) if vae is None else Latents(vae)
 
     @classmethod
@@ -253,6 +262,8 @@ class LumierePipeline(DiffusionPipeline):
         restarts: Sequence[float] | None = None,
         polish: Sequence[float] | None = None,
         seam_reach: float | None = None,
+        carry_given: bool | None = None,
+        opening_frames: int | None = None,
         super_resolution: bool = True,
         conditioning: Conditioning | None = None,
         video: Tensor | None = None,
@@ -275,7 +286,9 @@ class LumierePipeline(DiffusionPipeline):
         there is much noise (1 is even; some schedulers take no other). ``restarts`` are strengths, above 0 and below 1,
         with which the finished clip is noised and made again. ``polish`` are places in the noise schedule, 0 (clean) to
         1, at which the finished clip is looked at again and cleaned of grain. ``seam_reach`` is how far what is made is
-        moved to meet what is given. ``latents`` [B, C, T, h, w] is standard normal noise in the network's space.
+        moved to meet what is given, ``carry_given`` whether things that move are shown as they are forecast from a
+        whole given frame, ``opening_frames`` of how many frames the clip is whose first one is made before, where none
+        is given whole (0: none is). ``latents`` [B, C, T, h, w] is standard normal noise in the network's space.
         ``super_resolution`` False leaves the clip as the base makes it. ``conditioning`` is what of the clips is given,
         in their final size, and comes back as it is. ``video`` [B, 3, T, H, W] in -1..1, in that size too, is a clip to
         start from instead of noise: it is noised, and the last ``strength`` (above 0, up to 1) of the steps are taken
@@ -306,40 +319,44 @@ class LumierePipeline(DiffusionPipeline):
         source = self._checked_video(video, shape, enlarged)
         if source is not None and restarts:
             raise ValueError("restarts would make little of the video; leave them out, or give another strength")
-        restarts = () if source is not None else self.config.restarts if restarts is None else restarts
-        # Of a video little but its finer part is made anew, and there the prompt has its say; so in a clip made again.
-        interval = self.config.guidance_interval if source is None else EVERYWHERE
-        reach = self.config.seam_reach if seam_reach is None else seam_reach
-        beside, known = self._known(given, reach)
-        denoiser = self._denoiser(*states, scale, interval, beside, known, shape)
-        polish = self.config.polish if polish is None else polish
-        restarter = self._denoiser(*states, scale, EVERYWHERE, beside, known, shape) if restarts else None
-        # Guidance near the clean clip brings grain, which polishing is to take away.
-        polisher = self._denoiser(*states, 1.0, interval, beside, known, shape) if polish else None
-        noise = self._noise(shape, generators, latents)
-        reverse = sample(
-            denoiser,
-            self.scheduler,
-            noise=noise.to(self._execution_device),
-            generators=generators,
-            num_steps=steps,
+        carries = self.config.carry_given if carry_given is None else carry_given
+        opening = self.config.opening_frames if opening_frames is None else opening_frames
+        self._check_forecasts(carries, opening)
+        plan = _Plan(
+            *states,
+            scale=scale,
+            steps=steps,
             timestep_shift=self.config.timestep_shift if timestep_shift is None else timestep_shift,
-            clip=source,
-            strength=1.0 if source is None else strength,
-            restarts=restarts,
-            restarter=restarter,
-            polish=polish,
-            polisher=polisher,
+            generators=generators,
+            # Of a video little but its finer part is made anew, and there the prompt has its say; so in a clip made
+            # again.
+            interval=self.config.guidance_interval if source is None else EVERYWHERE,
+            restarts=() if source is not None else self.config.restarts if restarts is None else restarts,
+            polish=self.config.polish if polish is None else polish,
+            seam_reach=self.config.seam_reach if seam_reach is None else seam_reach,
+            carries_given=carries,
         )
-        left = steps if source is None else num_steps_taken(steps, strength)
-        left += num_restart_steps(steps, restarts)
-        with self.progress_bar(total=left * len(self.scheduler.timesteps) // steps + len(polish)) as bar:
-            for step in reverse:
+        noise = self._noise(shape, generators, latents)
+        opened = given
+        with self.progress_bar(total=plan.num_passes(self.scheduler, 1.0 if source is None else strength)) as bar:
+            if source is None and self._needs_opening(shape, given, opening):
+                short = (*shape[:2], opening, *shape[3:])
+                with self.unet.drawing_openings() if opening == 1 else nullcontext():
+                    for step in self._steps(
+                        plan, short, given and given.shortened(opening), draw_noise(short, generators)
+                    ):
+                        bar.set_postfix_str(f"first frame, {step.index + 1} of {step.num_steps}")
+                bar.set_postfix_str("")
+                made = self.codec.decode(step.clip).clamp(-1, 1)
+                if given is None:
+                    given = nothing((shape[0], 3, shape[2], *made.shape[3:])).to(made.device)
+                opened = given.opened_with(made[:, :, 0])
+            for step in self._steps(plan, shape, opened, noise, source=source, strength=strength):
                 self._tell(callback_on_step_end, step, asked)
                 bar.update()
         clip = self.codec.decode(step.clip)
-        if given is not None:
-            clip = given.put_into(clip)
+        if opened is not None:
+            clip = opened.put_into(clip)
         if sharpener is not None:
             texts = (prompts, negatives)
             clip = clip.clamp(-1, 1)
@@ -348,6 +365,58 @@ class LumierePipeline(DiffusionPipeline):
         self.maybe_free_model_hooks()
         frames = as_frames(clip, output_type)
         return LumiereOutput(frames=frames) if return_dict else (frames,)
+
+    def _steps(
+        self,
+        plan: _Plan,
+        shape: tuple[int, ...],
+        given: Conditioning | None,
+        noise: Tensor,
+        *,
+        source: Tensor | None = None,
+        strength: float = 1.0,
+    ) -> Iterator[Step]:
+        """The steps of the base to clips of a shape, of which something is given."""
+        beside, known = self._known(given, plan, shape)
+
+        def denoiser(scale: float, interval: Sequence[float]) -> Denoiser:
+            return self._denoiser(plan.told, plan.not_told, scale, interval, beside, known, shape)
+
+        return sample(
+            denoiser(plan.scale, plan.interval),
+            self.scheduler,
+            noise=noise.to(self._execution_device),
+            generators=plan.generators,
+            num_steps=plan.steps,
+            timestep_shift=plan.timestep_shift,
+            clip=source,
+            strength=1.0 if source is None else strength,
+            restarts=plan.restarts,
+            restarter=denoiser(plan.scale, EVERYWHERE) if plan.restarts else None,
+            polish=plan.polish,
+            # Guidance near the clean clip brings grain, which polishing is to take away.
+            polisher=denoiser(1.0, plan.interval) if plan.polish else None,
+        )
+
+    def _check_forecasts(self, carries_given: bool, opening_frames: int) -> None:
+        """Refuse what only a network that forecasts given frames can do, and an opening that it cannot make."""
+        if (carries_given or opening_frames) and not self.unet.settings.forecasts:
+            name, value = ("carry_given", True) if carries_given else ("opening_frames", opening_frames)
+            raise ValueError(
+                f"{name} is {value}, but this base does not forecast given frames (train it with `lumiere train"
+                " forecast`, or leave it out)"
+            )
+        if opening_frames not in (0, 1):
+            _refuse_indivisible("opening_frames", opening_frames, self.unet.temporal_factor, why="halves time")
+
+    def _needs_opening(self, shape: tuple[int, ...], given: Conditioning | None, opening_frames: int) -> bool:
+        """Whether the first frame of a shorter clip is made first: where one is wanted, and no frame that is given says
+        more than others."""
+        if given is not None:
+            is_whole = whole_frames(given.mask)
+            if bool((is_whole.any(1) & ~is_whole.all(1)).any()):
+                return False
+        return 0 < opening_frames < shape[2] and not self._is_in_windows(shape)
 
     def _tell(self, callback: StepCallback | None, step: Step, asked: Sequence[str]) -> None:
         """Let the callback see a step and change its clip."""
@@ -405,13 +474,25 @@ class LumierePipeline(DiffusionPipeline):
         small = resize_clip(video, (video.shape[-2] // enlarged, video.shape[-1] // enlarged))
         return self.codec.encode(small).to(self._execution_device)
 
-    def _known(self, given: Conditioning | None, seam_reach: float) -> tuple[Beside | None, Known | None]:
+    def _known(
+        self, given: Conditioning | None, plan: _Plan, shape: tuple[int, ...]
+    ) -> tuple[Beside | None, Known | None]:
         """What is given of the clips, as the network sees it beside them, and as it is put back into them."""
-        check_seam_reach(seam_reach)
+        check_seam_reach(plan.seam_reach)
         if given is None:
             return None, None
-        join = seam_remover(given, self.codec, reach=seam_reach)
-        return Beside(given.encoded(self.codec)), Known(*given.kept(self.codec), join)
+        beside, carry = given.encoded(self.codec), None
+        if plan.carries_given and not self._is_in_windows(shape):
+            carry = self.unet.carry(beside.to(self.unet.dtype), plan.told.states, plan.told.mask)
+        join = seam_remover(given, self.codec, reach=plan.seam_reach)
+        return Beside(beside), Known(*given.kept(self.codec), carry, join)
+
+    def _is_in_windows(self, shape: tuple[int, ...]) -> bool:
+        """Whether clips of a shape are made in windows of the network's own length.
+
+        A few frames more are no other clip to the network, such as a loop's first one again at the end.
+        """
+        return 1 < self.config.num_frames < shape[2] - self.unet.temporal_factor
 
     def _denoiser(
         self,
@@ -437,9 +518,8 @@ class LumierePipeline(DiffusionPipeline):
             beside=beside,
         )
         denoiser: Denoiser = guided
-        frames = self.config.num_frames
-        # A few frames more than its own are no other clip to the network, such as a loop's first one again at the end.
-        if frames > 1 and shape[2] > frames + self.unet.temporal_factor:
+        if self._is_in_windows(shape):
+            frames = self.config.num_frames
             denoiser = Windowed(guided, clip_windows(shape, frames=frames, frames_overlap=frames // 2))
         return bounded(denoiser, self.scheduler, is_limited=self.vae is None, known=known)
 
@@ -495,6 +575,29 @@ class LumierePipeline(DiffusionPipeline):
         if unknown:
             raise ValueError(f"a callback cannot get {unknown[0]!r}, only {', '.join(self._callback_tensor_inputs)}")
         return asked
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How a call makes clips: what the network is told to make and what not, and a call's settings by their names."""
+
+    told: TextStates
+    not_told: TextStates
+    _: KW_ONLY
+    scale: float
+    steps: int
+    timestep_shift: float
+    generators: list[torch.Generator]
+    interval: Sequence[float]
+    restarts: Sequence[float]
+    polish: Sequence[float]
+    seam_reach: float
+    carries_given: bool
+
+    def num_passes(self, scheduler: Any, strength: float) -> int:
+        """How many steps it takes, the last ``strength`` of the first ones."""
+        taken = num_steps_taken(self.steps, strength) + num_restart_steps(self.steps, self.restarts)
+        return taken * len(scheduler.timesteps) // self.steps + len(self.polish)
 
 
 def embedded_weights() -> Path:

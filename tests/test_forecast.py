@@ -22,12 +22,12 @@ from lumiere.data.storybook import (
     render,
     without_actors,
 )
-from lumiere.model.forecast import TRUST, Forecast, Motion
+from lumiere.model.forecast import TRUST, Ahead, Forecast, Motion, whole_frames
 from lumiere.model.inflate import account, add_forecast
 from lumiere.model.stunet import STUNet
 from lumiere.model.temporal import TemporalSettings
 from lumiere.training.run import train
-from lumiere.training.stages.forecast import ForecastSettings, ForecastTraining
+from lumiere.training.stages.forecast import ForecastSettings, ForecastTraining, Misses
 from tests.test_given_frames import first_given
 from tests.test_given_words import network
 from tests.tiny_unets import FAMILIES, conditions
@@ -117,10 +117,67 @@ def test_the_forecast_that_the_noisy_clip_is_like_is_shown(way: int, monkeypatch
     maps[:, 0, ..., 0, 2], maps[:, 1, ..., 0, 2] = 0.5, -0.5
     monkeypatch.setattr(forecast, "motion", lambda *_: Motion(maps, plain.seen))
     one = torch.zeros(1, 20, dtype=torch.long)
-    both = forecast.moved(given[:, :, :1], Motion(maps, plain.seen), one)[:, :, :12]
+    both = forecast.moved(given[:, :, :1], Motion(maps, plain.seen), one)[0][:, :, :12]
     noise = torch.randn(both[:, 0].shape, generator=torch.Generator().manual_seed(5))
     noisy = 0.3 * both[:, way] + 0.95 * noise
     assert torch.equal(seen(forecast, given, noisy)[:, :12, 1:], both[:, way, :, 1:])
+
+
+def ahead_of(forecast: Forecast, given: Tensor, *, own: float) -> Ahead:
+    """The forecast for an empty text where every pixel is the moving thing's (``own`` high) or none is."""
+    with torch.no_grad():
+        forecast.whose_say.weight.zero_()
+        forecast.whose_say.bias.fill_(own)
+        found = forecast.ahead(given, torch.zeros(len(given), 6))
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("block", [1, 2])
+def test_clips_show_what_moves_as_it_is_forecast_and_nothing_else_changes(block: int) -> None:
+    forecast, given, colours = told_to_move(block, 2, 0), blocks_given(4, (0,), block=block), 3 * block**2
+    clean = torch.randn(1, colours, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    moved = forecast.carried(clean, ahead_of(forecast, given, own=200.0))
+    assert torch.allclose(moved[..., 1:, :, :-2], given[:, :colours, :1, :, 2:].expand(-1, -1, 3, -1, -1), atol=1e-5)
+    # Not what is given, and not where what moves has come from outside the picture.
+    assert torch.equal(moved[:, :, 0], clean[:, :, 0]) and torch.equal(moved[..., -2:], clean[..., -2:])
+    assert torch.equal(forecast.carried(clean, ahead_of(forecast, given, own=-200.0)), clean)
+    half = forecast.carried(clean, ahead_of(forecast, given, own=0.0))
+    assert torch.allclose(half, (clean + moved) / 2, atol=1e-5)
+
+
+def test_what_is_enlarged_too_far_is_not_firm() -> None:
+    given, firm = blocks_given(4, (0,)), []
+    for scale in (1.0, 0.9, 0.67, 0.5):
+        forecast = told_to_move(2, 0, 0)
+        with torch.no_grad():
+            forecast.say.bias[[0, 4]] = scale - 1
+        firm.append(float(ahead_of(forecast, given, own=200.0).firm[:, :, :, 1:, 4, 4].mean()))
+    assert firm[0] == firm[1] == 1 and 0.3 < firm[2] < 0.7 and firm[3] == 0
+
+
+@pytest.mark.parametrize("way", [0, 1])
+def test_of_two_forecasts_that_is_carried_which_the_clip_shows(way: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    forecast, given = told_to_move(2, 0, 0), blocks_given(4, (0,))
+    plain = ahead_of(forecast, given, own=200.0)
+    shown = plain.shown.clone()
+    shown[:, 1] = shown[:, 1].flip(-1)
+    noise = torch.randn(shown[:, way, :12].shape, generator=torch.Generator().manual_seed(5))
+    moved = forecast.carried(shown[:, way, :12] + 0.2 * noise, plain._replace(shown=shown))
+    assert torch.allclose(moved[:, :, 1:], shown[:, way, :12, 1:])
+
+
+def test_where_no_frame_says_more_than_others_nothing_is_carried() -> None:
+    stunet = add_forecast(network("embedded"))
+    states = torch.zeros(1, 3, stunet.config.cross_attention_dim)
+    assert stunet.carry(torch.zeros_like(first_given(stunet, 8)), states) is None
+    assert stunet.carry(first_given(stunet, 8), states) is not None
+    with pytest.raises(ValueError, match="does not forecast"):
+        network("embedded").carry(first_given(stunet, 8), states)
+    assert whole_frames(torch.ones(1, 4, 3, 2, 2)).all() and not whole_frames(torch.zeros(1, 4, 3, 2, 2)).any()
+    bars = torch.ones(1, 1, 3, 4, 4)
+    bars[..., 0, :], bars[:, :, 1:] = 0, 0
+    assert whole_frames(bars).tolist() == [[True, False, False]]
 
 
 @pytest.mark.parametrize("family", ["embedded", "sd1"])
@@ -173,7 +230,7 @@ def test_the_storybook_knows_how_it_moves_things(motion: str) -> None:
     codec, forecast = PixelBlocks(2), Forecast(16, 12, text_width=6)
     given = torch.cat([codec.encode(first), codec.encode(torch.ones_like(first[:, :1]))], dim=1)
     told = Motion(maps[:, None], torch.full(is_near[:, None].shape, 9.0))
-    moved = codec.decode(forecast.moved(given, told, torch.zeros(6, 3, dtype=torch.long))[:, 0, :12])
+    moved = codec.decode(forecast.moved(given, told, torch.zeros(6, 3, dtype=torch.long))[0][:, 0, :12])
     of_object = object_pixels(later, empty).expand_as(later)
     off, stayed = (float((clip - later)[of_object].square().mean()) for clip in (moved, first.expand_as(later)))
     assert off < 0.5 * stayed
@@ -182,13 +239,16 @@ def test_the_storybook_knows_how_it_moves_things(motion: str) -> None:
 
 
 def test_it_is_trained_alone(tmp_path: Path, base_network: Path) -> None:
-    out = train("forecast_smoke", ["--out", str(tmp_path / "seen"), "--start_from", str(base_network)])
+    asked = ["--start_from", str(base_network), "--carry_given", "true", "--opening_frames", "4"]
+    out = train("forecast_smoke", ["--out", str(tmp_path / "seen"), *asked])
+    settings = json.loads((out / "model_index.json").read_text("utf-8"))
+    assert (settings["carry_given"], settings["opening_frames"]) == (True, 4)
     before, after = (load_file(run / "unet" / "diffusion_pytorch_model.safetensors") for run in (base_network, out))
     assert {name.split(".")[1] for name in after.keys() - before.keys()} == {"given", "forecast"}
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert not after["temporal.given.weight"].any()
     lines = [json.loads(line) for line in (tmp_path / "seen" / "metrics.jsonl").read_text().splitlines()]
-    assert any("held_out/pixels_off" in line for line in lines)
+    assert any("held_out/pixels_off" in line and "held_out/moving_thing_iou" in line for line in lines)
     assert list((tmp_path / "seen" / "samples").glob("*/given_true_forecast.png"))
     with pytest.raises(ValueError, match="it is 1"):
         train("forecast_smoke", ["--out", str(tmp_path / "three"), "--data.num_frames", "3"])
@@ -211,7 +271,7 @@ def test_true_motion_is_no_pixel_off(tmp_path: Path, base_network: Path, monkeyp
     stays = torch.eye(3)[:2].expand_as(maps)
     logits = torch.full((4, 2, 3, 8, 8), 9.0)
 
-    def misses(*ways: Tensor) -> tuple[Tensor, Tensor]:
+    def misses(*ways: Tensor) -> Misses:
         monkeypatch.setattr(stage.forecaster, "motion", lambda *_: Motion(torch.stack(ways, 1), logits))
         return stage._misses(batch, to_s, captions, known)
 

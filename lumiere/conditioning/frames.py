@@ -68,6 +68,17 @@ class Conditioning:
         missing = (0, 0, 0, 0, 0, num_frames - self.mask.shape[2])
         return Conditioning(F.pad(self.pixels, missing), F.pad(self.mask, missing))
 
+    def shortened(self, num_frames: int) -> Conditioning:
+        """What is given of so many first frames."""
+        return Conditioning(self.pixels[:, :, :num_frames], self.mask[:, :, :num_frames])
+
+    def opened_with(self, frame: Tensor) -> Conditioning:
+        """The same with ``frame`` [B, 3, H, W] as the first one, all of it, but for what was given of that already."""
+        opened = self.put_into(first_frame(frame.to(self.pixels), self.mask.shape[2]).pixels)
+        mask = self.mask.clone()
+        mask[:, :, 0] = 1
+        return Conditioning.of(opened, mask)
+
     def to(self, device: torch.device | str) -> Conditioning:
         """The same on a device."""
         return Conditioning(self.pixels.to(device), self.mask.to(device))

@@ -70,6 +70,8 @@ class StorybookSettings(Settings):
     motion_from_start: bool = False
     """Whether motions begin with the clip and keep their speed's own pace, instead of a random phase and tempo: far
     sooner learned, as then the words say where everything is at each moment."""
+    first_moment: bool = False
+    """Whether stills are the first frames of clips, instead of any."""
     style_share: float = Field(default=0.0, ge=0, le=1)
     """Share of scenes drawn in one of the other drawing styles, each as often, for networks that meet all of them."""
     turning_share: float = Field(default=0.0, ge=0, le=1)
@@ -157,6 +159,8 @@ class StorybookBatches:
         return others[int(luck * len(others))] if luck < 1 else STYLES[0]
 
     def _times(self, count: int, generator: torch.Generator) -> Tensor:
+        if self.settings.first_moment:
+            return torch.zeros(count, self.settings.num_frames)
         if self.settings.num_frames == 1 or self.settings.any_moments:
             return torch.rand(count, self.settings.num_frames, generator=generator) * CLIP_S
         return self.settings.frame_step * frame_times(self.settings.num_frames).expand(count, -1)

@@ -135,10 +135,12 @@ class Clipped(Corrected):
 @dataclass(frozen=True)
 class Known:
     """What of clips is given, in the network's space: ``values`` and ``mask`` are [B, C, T, H, W], the mask's channels
-    1 or C. ``join`` [B, C, T, H, W] -> the same moves what was made beside it to meet it, if it is to be moved."""
+    1 or C. ``carry`` [B, C, T, H, W] -> the same makes clean clips show given things where they will have moved to;
+    ``join`` moves what was made beside what is given to meet it. None: nothing is done."""
 
     values: Tensor
     mask: Tensor
+    carry: Callable[[Tensor], Tensor] | None = None
     join: Callable[[Tensor], Tensor] | None = None
 
 
@@ -146,7 +148,8 @@ class Kept(Corrected):
     """A Denoiser whose implied clean clip holds the known values where their mask is above 0.
 
     It goes around guidance and windows, so that what is given is in the clip that the scheduler steps from. Once there
-    is less noise than signal, and the clean clip more than a guess, the rest is joined to it.
+    is less noise than signal, and the clean clip more than a guess, given things are carried along, and the rest is
+    joined to what is given.
     """
 
     def __init__(self, denoiser: Denoiser, objective: Objective, known: Known) -> None:
@@ -155,11 +158,13 @@ class Kept(Corrected):
 
     def _whole(self, clean: Tensor, timestep: Tensor) -> Tensor:
         """The clean clip with what is known in its place."""
-        whole = torch.where(self.known.mask > 0, self.known.values, clean)
-        if self.known.join is None:
-            return whole
+        known = self.known
         signal, sigma = self.objective.coefficients(timestep, clean)
-        return self.known.join(whole) if bool((sigma < signal).all()) else whole
+        is_settled = bool((sigma < signal).all())
+        if known.carry is not None and is_settled:
+            clean = known.carry(clean)
+        whole = torch.where(known.mask > 0, known.values, clean)
+        return whole if known.join is None or not is_settled else known.join(whole)
 
 
 def bounded(

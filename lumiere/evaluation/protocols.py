@@ -241,6 +241,8 @@ def run_settings(
         "restarts": list(pipeline.config.restarts),
         "polish": list(pipeline.config.polish),
         "seam_reach": pipeline.config.seam_reach,
+        "carry_given": pipeline.config.carry_given,
+        "opening_frames": pipeline.config.opening_frames,
         "scheduler": type(pipeline.scheduler).__name__,
         "scheduler_settings": json.loads(pipeline.scheduler.to_json_string()),
         "weights": {part: value for part, value in weight_hashes(pipeline).items() if part != "super_resolution"},

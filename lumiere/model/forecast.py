@@ -14,6 +14,9 @@ from lumiere.video import fold_time, frames_at, unfold_time
 
 TRUST = 0.5
 """What M is where C is forecast (1: given, 0: nothing is known)."""
+BLURRED, SHARP = 0.3, 0.6
+"""Share of a pixel that a forecast one was in the given frame, from which on it is enlarged too far to be firm, and up
+to which it is entirely."""
 
 
 class Motion(NamedTuple):
@@ -27,6 +30,18 @@ class Motion(NamedTuple):
     seen: Tensor
 
 
+class Ahead(NamedTuple):
+    """Frames as they are forecast from given ones, in the W ways that words leave open.
+
+    ``shown`` [B, W, c, T, h, w] is <C, M>; where ``is_open`` [B, 1, T, h, w] less is given, and it counts. ``firm``
+    [B, W, m, T, h, w] is how far, 0..1, each pixel of a place shows the thing that moves, as sharp as it was given.
+    """
+
+    shown: Tensor
+    firm: Tensor
+    is_open: Tensor
+
+
 class Forecast(nn.Module):
     """Say from a given frame, words and time what other frames look like, before anything is made.
 
@@ -35,7 +50,8 @@ class Forecast(nn.Module):
     given frame, and the given frame, moved so, is shown as <C, M> of all frames of which less is given, with M =
     ``TRUST``.
     Words leave things open, such as which way round a thing spins: there are ``WAYS`` forecasts, and the one that
-    the noisy clip is more like is shown.
+    the noisy clip is more like is shown. It also says which pixels of a picture are the thing that moves, so that a
+    clip can be made to show that as it was given (``carried``), without what lay beside it.
 
     ``picture_channels`` of <C, M> are C, the rest M: n x n channels where C are blocks of n x n pixels, which are moved
     as pixels. Source: motion as maps of layers (Wang and Adelson, 1994), forecast for a video model as in
@@ -68,6 +84,11 @@ class Forecast(nn.Module):
         self.middle = nn.ModuleList(Seen(self.MIDDLE, self.TOLD) for _ in range(2))
         self.to_fine = _conv(self.MIDDLE + self.FINE, self.FINE)
         self.fine = nn.ModuleList(Seen(self.FINE, self.TOLD) for _ in range(1))
+        self.whose = nn.ModuleList(
+            (_conv(self.COARSE + self.MIDDLE, self.MIDDLE), _conv(self.MIDDLE + self.FINE, self.FINE), Seen(self.FINE))
+        )
+        self.whose_norm = ChannelNorm(self.FINE)
+        self.whose_say = nn.Linear(self.FINE, self.block**2)
         self.say_norm = ChannelNorm(self.FINE)
         self.say = nn.Linear(self.FINE, 7)
         nn.init.normal_(self.say.weight, std=0.01)
@@ -82,31 +103,50 @@ class Forecast(nn.Module):
         They are made from the nearest frame in which all is given that is given anywhere. Where nothing is given, or
         nowhere more than elsewhere, nothing changes.
         """
+        ahead = self.ahead(given, text)
+        if ahead is None:
+            return given
+        forecast = _chosen(ahead.shown, self._first_is_likelier(ahead.shown, noisy))
+        return torch.where(ahead.is_open, forecast, given)
+
+    def ahead(self, given: Tensor, text: Tensor) -> Ahead | None:
+        """What <C, M> [B, c, T, h, w] will look like, told the mean states of texts [B, D]; None where nothing can be
+        said."""
         share = given[:, self.picture_channels :]
-        most = share.amax(2, keepdim=True)
-        is_whole = (share >= most).flatten(3).all(3).all(1) & (most.flatten(1).amax(1) > 0)[:, None]
+        is_whole = whole_frames(share)
         sources, numbers = _nearest(is_whole), torch.arange(given.shape[2], device=given.device)
         pictures, which = given, sources
         if given.device.type != "meta":
             # Only what is seen from is looked at, where that can be known.
             if not bool(is_whole.any()):
-                return given
+                return None
             needed, which = sources.unique(return_inverse=True)
             pictures = given[:, :, needed]
         motion = self.motion(pictures, text, which, sources, numbers.expand_as(sources))
-        forecast = self._likelier(self.moved(pictures, motion, which), noisy)
         is_open = (is_whole.any(1, keepdim=True) & ~is_whole)[:, None, :, None, None]
-        return torch.where(is_open & (share.amax(1, keepdim=True) == 0), forecast, given)
+        shown, firm = self.moved(pictures, motion, which)
+        return Ahead(shown, firm, is_open & (share.amax(1, keepdim=True) == 0))
+
+    def carried(self, clean: Tensor, ahead: Ahead) -> Tensor:
+        """Clean clips [B, C, T, h, w] that show the thing that moves as it is forecast, wherever that is firm.
+
+        Of two forecasts the one that they show already, as far as it is firm.
+        """
+        colours = ahead.shown[:, :, : self.picture_channels].to(clean)
+        # Colours are blocks of each colour in turn, so that a pixel's share comes once for each.
+        share = (ahead.firm * ahead.is_open[:, None]).repeat(
+            1, 1, self.picture_channels // ahead.firm.shape[2], 1, 1, 1
+        )
+        share = share.to(clean)
+        wrong = (share * (colours - clean[:, None]).square()).sum((2, 3, 4, 5)) / share.sum((2, 3, 4, 5)).clamp(min=1)
+        is_first = wrong[:, 0] <= wrong[:, 1]
+        return torch.lerp(clean, _chosen(colours, is_first), _chosen(share, is_first))
 
     def motion(self, pictures: Tensor, text: Tensor, which: Tensor, sources: Tensor, numbers: Tensor) -> Motion:
         """How things have moved from pictures, <C, M> [B, c, N, h, w], told texts [B, D], in T frames [B, T] with
         ``numbers``, each seen from picture ``which``, of number ``sources``."""
         count, frames = pictures.shape[2], numbers.shape[1]
-        grid = centres(pictures.shape[-2], pictures.shape[-1], like=pictures)[..., :2].permute(2, 0, 1)
-        flat = fold_time(pictures)
-        fine = self.look_fine(torch.cat((flat, grid.expand(len(flat), -1, -1, -1)), dim=1))
-        middle = self.look_middle(fine)
-        coarse = self.look_coarse(middle)
+        fine, middle, coarse = self._looked_at(pictures)
         whole = self.whole(coarse.mean((2, 3))).view(-1, count, self.TOLD)
         whole = whole.gather(1, which[..., None].expand(-1, -1, self.TOLD))
         told = self.read(text)[:, None] + whole + self.clock(self._waves(sources, numbers).to(text.dtype))
@@ -130,12 +170,22 @@ class Forecast(nn.Module):
         said = said.view(len(pictures), self.WAYS, frames, *said.shape[1:])
         return Motion(said[..., :6].unflatten(-1, (2, 3)) + torch.eye(2, 3).to(said), said[..., 6])
 
-    def moved(self, pictures: Tensor, motion: Motion, which: Tensor) -> Tensor:
+    def whose_pixels(self, pictures: Tensor) -> Tensor:
+        """The logits [B, m, N, h, w] of pixels of pictures, <C, M> [B, c, N, h, w], being those of what moves."""
+        to_middle, to_fine, last = self.whose
+        fine, middle, coarse = self._looked_at(pictures)
+        hidden = to_middle(torch.cat((_twice(coarse, middle), middle), dim=1))
+        hidden = last(to_fine(torch.cat((_twice(hidden, fine), fine), dim=1)))
+        said = self.whose_say(F.silu(self.whose_norm(hidden.permute(0, 2, 3, 1)))).float()
+        return unfold_time(said.permute(0, 3, 1, 2), pictures.shape[2])
+
+    def moved(self, pictures: Tensor, motion: Motion, which: Tensor) -> tuple[Tensor, Tensor]:
         """Pictures, <C, M> [B, c, N, h, w], as <C, M> [B, W, c, T, h, w] of frames that are seen from picture ``which``
-        [B, T]."""
+        [B, T], and how far what moves is seen there, [B, W, m, T, h, w] (``Ahead.firm``)."""
         batch, ways, frames, height, width = motion.seen.shape
         block = self.block
-        chosen = frames_at(pictures, which)
+        mine = self.whose_pixels(pictures).sigmoid().to(pictures)
+        chosen = frames_at(torch.cat((pictures, mine), dim=1), which)
         pixels = F.pixel_shuffle(fold_time(chosen).float(), block)
         pixels = pixels.view(batch, 1, frames, *pixels.shape[1:]).expand(-1, ways, -1, -1, -1, -1).flatten(0, 2)
         points = centres(height * block, width * block, like=motion.maps)
@@ -143,23 +193,34 @@ class Forecast(nn.Module):
         # [..., h, w, 2, 3] times [h, w, pixels of a place, 3]
         found = torch.einsum("bhwck,hwijk->bhiwjc", motion.maps.flatten(0, 2), places).flatten(1, 2).flatten(2, 3)
         seen = F.grid_sample(pixels, found, mode="bilinear", padding_mode="zeros", align_corners=False)
-        colours, share = seen[:, :-1], seen[:, -1:]
+        colours, share, mine = seen.tensor_split((seen.shape[1] - 2, seen.shape[1] - 1), dim=1)
         is_seen = (motion.seen.flatten(0, 2)[:, None] > 0).to(share)
         known = (share > 0.5) & (F.interpolate(is_seen, scale_factor=float(block)) > 0)
         colours = torch.where(known, colours / share.clamp(min=0.5), torch.zeros_like(colours))
-        shown = F.pixel_unshuffle(torch.cat((colours, TRUST * known.to(colours)), dim=1), block)
-        return shown.view(batch, ways, frames, *shown.shape[1:]).transpose(2, 3).to(pictures.dtype)
+        enlarged = torch.linalg.det(motion.maps.flatten(0, 2)[..., :2])[:, None].abs()
+        sharp = ((enlarged - BLURRED) / (SHARP - BLURRED)).clamp(0, 1)
+        firm = mine * F.interpolate(sharp, scale_factor=float(block)) * known
+        shown = F.pixel_unshuffle(torch.cat((colours, TRUST * known.to(colours), firm), dim=1), block)
+        shown = shown.view(batch, ways, frames, *shown.shape[1:]).transpose(2, 3)
+        return shown[:, :, : pictures.shape[1]].to(pictures.dtype), shown[:, :, pictures.shape[1] :]
 
-    def _likelier(self, moved: Tensor, noisy: Tensor) -> Tensor:
-        """Of forecasts [B, W, c, T, h, w] those [B, c, T, h, w] that are nearer to the noisy clips.
+    def _looked_at(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Features of every picture [B*N, C, h, w], and of half and of a quarter as many places each way."""
+        grid = centres(pictures.shape[-2], pictures.shape[-1], like=pictures)[..., :2].permute(2, 0, 1)
+        flat = fold_time(pictures)
+        fine = self.look_fine(torch.cat((flat, grid.expand(len(flat), -1, -1, -1)), dim=1))
+        middle = self.look_middle(fine)
+        return fine, middle, self.look_coarse(middle)
+
+    def _first_is_likelier(self, shown: Tensor, noisy: Tensor) -> Tensor:
+        """Whether the first of two forecasts [B, W, c, T, h, w] is nearer to the noisy clips, [B].
 
         How strong the clip is in them is estimated from what the two have in common.
         """
-        one, other = moved[:, :, : self.picture_channels].float().flatten(2).unbind(1)
+        one, other = shown[:, :, : self.picture_channels].float().flatten(2).unbind(1)
         seen, middle = noisy.float().flatten(1), (one + other) / 2
         strength = ((seen * middle).sum(1) / middle.square().sum(1).clamp(min=1e-6)).clamp(min=0)
-        leans = ((seen - strength[:, None] * middle) * (one - other)).sum(1)
-        return torch.where((leans >= 0).view(-1, 1, 1, 1, 1), moved[:, 0], moved[:, 1])
+        return ((seen - strength[:, None] * middle) * (one - other)).sum(1) >= 0
 
     def _waves(self, sources: Tensor, numbers: Tensor) -> Tensor:
         """Sines and cosines [B, T, 4 * WAVES] of the times of frames and of those that they are seen from."""
@@ -184,6 +245,18 @@ class Seen(nn.Module):
             scale, shift = self.hear(told)[:, None, None].chunk(2, dim=-1)
             normed = torch.addcmul(shift, normed, 1 + scale)
         return features + self.conv(F.silu(normed).permute(0, 3, 1, 2))
+
+
+def whole_frames(share: Tensor) -> Tensor:
+    """Which frames [B, T] hold all that is given in any, of which ``share`` [B, m, T, h, w] says how much of places is;
+    none where nothing is given."""
+    most = share.amax(2, keepdim=True)
+    return (share >= most).flatten(3).all(3).all(1) & (most.flatten(1).amax(1) > 0)[:, None]
+
+
+def _chosen(ways: Tensor, is_first: Tensor) -> Tensor:
+    """Of two ways [B, 2, ...] the first where ``is_first`` [B], else the second, [B, ...]."""
+    return torch.where(is_first.view(-1, *[1] * (ways.ndim - 2)), ways[:, 0], ways[:, 1])
 
 
 def _conv(inputs: int, outputs: int, *, stride: int = 1) -> nn.Conv2d:

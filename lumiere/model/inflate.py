@@ -11,6 +11,7 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 
 from lumiere.model import image_unet, motion
+from lumiere.model.opening import Opening
 from lumiere.model.stunet import (
     STUNet,
     forecast,
@@ -247,6 +248,14 @@ def add_forecast(stunet: STUNet) -> STUNet:
     return stunet
 
 
+def add_opening(stunet: STUNet, rank: int) -> STUNet:
+    """Let clips' first frames be drawn alone, by image layers changed by matrices of a ``rank``; changed in place and
+    returned. At first these change nothing (stage ``opening``); such as there were are replaced."""
+    settings = _grown(stunet, opening_rank=rank)
+    stunet.temporal.opening = Opening(stunet, settings.opening_rank).to(stunet.conv_in.weight)
+    return stunet
+
+
 def widen_kernels(stunet: STUNet, frames: int) -> STUNet:
     """Let the temporal convolution of every convolution block see ``frames`` at once; changed in place, returned.
 
@@ -299,7 +308,7 @@ def account(stunet: STUNet) -> Inflation:
     temporal, widths = stunet.temporal, stunet.config.block_out_channels
     level_parts = {"conv_in", "down_blocks", "mid_block", "up_blocks", "conv_norm_out", "conv_out", "temporal"}
     embeddings = [child for name, child in stunet.named_children() if name not in level_parts]
-    known = (temporal.given, temporal.words, temporal.frames, temporal.forecast)
+    known = (temporal.given, temporal.words, temporal.frames, temporal.forecast, temporal.opening)
     of_given: list[nn.Module] = [part for part in known if part is not None]
     parts = [
         _part("embeddings of noise level and text", embeddings, [temporal.noise_level]),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from os import PathLike
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from lumiere.model.forecast import Forecast
 from lumiere.model.given_frames import Ends, GivenFrames
 from lumiere.model.given_words import GivenWords, Said
 from lumiere.model.image_unet import Heard
+from lumiere.model.opening import Opening
 from lumiere.model.temporal import (
     AttentionInflation,
     ConvolutionInflation,
@@ -59,6 +61,7 @@ class TemporalLayers(nn.Module):
         self.words = given_words(unet, settings) if settings.words_of_given else None
         self.frames = given_frames(unet, settings) if settings.attends_to_given else None
         self.forecast = forecast(unet, settings) if settings.forecasts else None
+        self.opening = Opening(unet, settings.opening_rank) if settings.opening_rank else None
         coarsest = len(widths) - 1
         self.down = nn.ModuleList(block(level) for level in range(len(widths)))
         self.middle = block(coarsest)
@@ -275,12 +278,13 @@ class STUNet(UNet2DConditionModel):
         return self.temporal.parameters()
 
     def freeze_image(self) -> None:
-        """Train the temporal layers only; forecasts, which are trained by themselves (stage ``forecast``), stay."""
+        """Train the temporal layers only; what is trained by itself (stages ``forecast`` and ``opening``) stays."""
         for weight in self.image_parameters():
             weight.requires_grad_(False)
         self.temporal.requires_grad_(True)
-        if self.temporal.forecast is not None:
-            self.temporal.forecast.requires_grad_(False)
+        for part in (self.temporal.forecast, self.temporal.opening):
+            if part is not None:
+                part.requires_grad_(False)
 
     def freeze_temporal(self) -> None:
         """Train the image network only."""
@@ -395,6 +399,23 @@ class STUNet(UNet2DConditionModel):
         if self.temporal.words is None:
             raise ValueError("this network does not say what is given in words (inflate.add_given_words)")
         return self.temporal.words(given)
+
+    def carry(self, given: Tensor, states: Tensor, mask: Tensor | None = None) -> Callable[[Tensor], Tensor] | None:
+        """What makes clean clips [B, C, T, h, w] show the things that move as they are forecast from whole frames of
+        <C, M> [B, c, T, h, w] and texts [B, L, D], of which ``mask`` [B, L] keeps what is 1. None where no frame is
+        given whole. Raises ValueError for a network that forecasts nothing."""
+        forecaster = self.temporal.forecast
+        if forecaster is None:
+            raise ValueError("this network does not forecast given frames (inflate.add_forecast)")
+        ahead = forecaster.ahead(given, mean_text(states, mask))
+        return None if ahead is None else partial(forecaster.carried, ahead=ahead)
+
+    @contextmanager
+    def drawing_openings(self) -> Iterator[None]:
+        """Within it clips of one frame are drawn as the first ones of clips, where that was learned."""
+        opening = self.temporal.opening
+        with nullcontext() if opening is None else opening.worn(self):
+            yield
 
     def _look_at(self, given: Tensor, heard: Heard) -> _Seen:
         """What the image network makes of given frames, <C, M> [B, c, T, H, W]."""

@@ -78,6 +78,15 @@ def image_weights(network: nn.Module) -> dict[str, nn.Parameter]:
     return {name: weight for name, weight in network.named_parameters() if not name.startswith(TEMPORAL)}
 
 
+def image_layers(network: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
+    """The convolutions and linear layers of the image network, by name: what low-rank changes are of."""
+    return {
+        name: layer
+        for name, layer in network.named_modules()
+        if isinstance(layer, nn.Linear | nn.Conv2d) and not name.startswith(TEMPORAL)
+    }
+
+
 @torch.no_grad()
 def wear(network: nn.Module, worn: Sequence[Worn]) -> None:
     """Give the image network its own weights blended with all the styles, instead of what it wears now; [] for its own.

@@ -68,6 +68,8 @@ class TemporalSettings(Settings):
     attends_to_given: bool = False
     # Whether what given frames will look like at other moments is forecast, and shown where less is given.
     forecasts: bool = False
+    # Rank of the changes of the image layers with which a clip's first frame is drawn alone; 0: there are none.
+    opening_rank: int = Field(default=0, ge=0)
 
     @property
     def frames_seen_by_blocks(self) -> int:

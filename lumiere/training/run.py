@@ -88,6 +88,10 @@ def stage_classes(path: Path) -> tuple[type[Any], type[Any]]:
             from lumiere.training.stages.forecast import ForecastSettings, ForecastTraining
 
             return ForecastSettings, ForecastTraining
+        case "opening":
+            from lumiere.training.stages.opening import OpeningSettings, OpeningTraining
+
+            return OpeningSettings, OpeningTraining
         case "clips":
             from lumiere.training.stages.motion import MotionSettings, MotionTraining
 
@@ -108,7 +112,7 @@ def stage_classes(path: Path) -> tuple[type[Any], type[Any]]:
 
             return StyleSettings, StyleTraining
     known = (
-        "text_to_image, text_to_video, given_words, given_frames, forecast, conditional, clips,"
+        "text_to_image, text_to_video, given_words, given_frames, forecast, opening, conditional, clips,"
         " finetune_clips, super_resolution, super_resolution_clips, style"
     )
     raise ValueError(f"{path}: stage is {stage_name(path)!r}; known are {known}")

@@ -65,7 +65,8 @@ class FinetuneClips(ClipStage):
         )
         pipeline.register_modules(tokenizer=tokenizer)
         size, num_frames = settings.clips.size, settings.clips.num_frames if part == "motion" else 1
-        pipeline.register_to_config(num_frames=num_frames, height=size, width=size)
+        # Forecasts and first frames were learned from another world; what to make of forecasts is learned here.
+        pipeline.register_to_config(num_frames=num_frames, height=size, width=size, carry_given=False, opening_frames=0)
         self.part = part
         _train_only(part, pipeline)
         super().__init__(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,17 @@ from lumiere.video import FPS
 NUM_SHOWN = 10
 STAYS, LINEAR = 1.0, 0.3
 """Weights of places where nothing has moved, and of how things were turned and resized beside where they were."""
+OWN_PIXELS = 4.0
+"""Weight of saying which pixels of a picture are the thing that moves, which is quickly learned."""
+
+
+class Misses(NamedTuple):
+    """The loss [B] of forecasts, how many pixels [B] they are off where something moves, and of the pixels that are
+    the moving thing or said to be the share [B] that are both."""
+
+    losses: Tensor
+    pixels_off: Tensor
+    overlap: Tensor
 
 
 class ForecastSettings(Settings):
@@ -55,6 +66,10 @@ class ForecastSettings(Settings):
     terse_share: float = Field(default=0.6, ge=0, le=1)
     """Share of the captions that only say how the object moves."""
     caption_dropout: float = Field(default=0.05, ge=0, lt=1)
+    carry_given: bool | None = None
+    """Whether the exported pipeline lets clips show things that move as they are forecast; null: as its base."""
+    opening_frames: int | None = Field(default=None, ge=0)
+    """Of how many frames the clip is whose first one the exported pipeline makes first; null: as its base."""
     num_validation_clips: int = Field(default=64, ge=1)
 
 
@@ -69,6 +84,8 @@ class ForecastTraining(ClipStage):
         if not pipeline.unet.settings.forecasts:
             add_forecast(pipeline.unet)
         pipeline.unet.temporal.forecast.requires_grad_(True)
+        of_pipeline = {"carry_given", "opening_frames"}
+        pipeline.register_to_config(**settings.model_dump(include=of_pipeline, exclude_none=True))
         pipeline.unet.to(memory_format=torch.channels_last)
         self.books = storybook(settings.data, settings.loop)
         super().__init__(
@@ -109,17 +126,20 @@ class ForecastTraining(ClipStage):
         for row in torch.nonzero(luck[2] < settings.bars_share).flatten().tolist():
             _cover_bars(known[row, 0, 0], generator)
         captions = self.with_dropout(captions, torch.rand(count, generator=generator))
-        return self._misses(batch, to_s, captions, known)[0]
+        return self._misses(batch, to_s, captions, known).losses
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Of held-out scenes, first frames of which are given, seen at eight moments, with captions of the motion
-        alone: the loss, and the mean distance in pixels between where things were and where the forecast has them,
-        where something moves; in all, and by motion."""
+        alone: the loss, the mean distance in pixels between where things were and where the forecast has them,
+        where something moves, in all and by motion; and how far the moving thing is told from what lies around it
+        (intersection over union)."""
         batch, to_s, terse, known = self._held_out(self.num_validation_clips, 8)
-        losses, far = self._misses(batch, to_s, terse, known)
+        losses, far, overlap = self._misses(batch, to_s, terse, known)
         motions = [scene.actors[0].motion if scene.actors else "" for scene in batch.scenes]
         found = {"loss": float(losses.mean()), "pixels_off": float(far.mean())}
+        moving = torch.tensor([bool(scene.actors) for scene in batch.scenes], device=overlap.device)
+        found["moving_thing_iou"] = float(overlap[moving].mean())
         for motion in MOTIONS:
             rows = [row for row, one in enumerate(motions) if one == motion]
             if rows:
@@ -128,16 +148,17 @@ class ForecastTraining(ClipStage):
 
     @torch.no_grad()
     def show(self, folder: Path) -> None:
-        """A sheet of held-out scenes, a column each: the given picture, and at three moments what is true and what the
-        better forecast says."""
+        """A sheet of held-out scenes, a column each: the given picture, what of it is said to move, and at three
+        moments what is true and what the better forecast says."""
         batch, to_s, terse, known = self._held_out(NUM_SHOWN, 3)
         pictures, motion, which = self._forecast(batch, to_s, terse, known)
-        moved = self.forecaster.moved(pictures, motion, which)[:, :, : self.codec.channels].float()
+        moved = self.forecaster.moved(pictures, motion, which)[0][:, :, : self.codec.channels].float()
         true = self.books.at(batch, to_s).clips.to(moved.device)
         seen = torch.stack([self.codec.decode(way) for way in moved.unbind(1)], dim=1)
         best = (seen - true[:, None]).square().flatten(2).mean(2).argmin(1)
         seen = seen[torch.arange(len(seen)), best]
-        rows = [batch.clips]
+        is_own = self.codec.decode(self.forecaster.whose_pixels(pictures) > 0).to(batch.clips.device)
+        rows = [batch.clips, torch.where(is_own, batch.clips, torch.zeros_like(batch.clips))]
         for moment in range(true.shape[2]):
             rows += [true[:, :, moment : moment + 1], seen[:, :, moment : moment + 1]]
         write_columns(folder / "given_true_forecast.png", rows, terse)
@@ -163,8 +184,8 @@ class ForecastTraining(ClipStage):
         sources, numbers = (FPS * times.to(self.device) for times in (batch.times_s.expand_as(to_s), to_s))
         return pictures, self.forecaster.motion(pictures, states, which, sources, numbers), which
 
-    def _misses(self, batch: Batch, to_s: Tensor, captions: list[str], known: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss [B] of forecasts, and how many pixels [B] they are off where something moves."""
+    def _misses(self, batch: Batch, to_s: Tensor, captions: list[str], known: Tensor) -> Misses:
+        """How far off forecasts are."""
         assert batch.times_s is not None
         pictures, motion, _ = self._forecast(batch, to_s, captions, known)
         size = (pictures.shape[-2], pictures.shape[-1])
@@ -180,10 +201,14 @@ class ForecastTraining(ClipStage):
         hidden = F.adaptive_max_pool2d(pixels[:, :, 0].float().to(self.device), size)
         was_seen = (near | (hidden < 0.5)[:, None].expand_as(near)).float()
         sight = F.binary_cross_entropy_with_logits(motion.seen, was_seen, reduction="none").mean((2, 3, 4))
-        losses = 8 * moved + sight
-        told = _ways(batch.scenes).to(losses)
+        told = _ways(batch.scenes).to(moved)
         pixels_off = (_mean(far, near) * told).sum(1) * (self.books.settings.size / 2)
-        return (losses * told).sum(1), pixels_off
+        logits = self.forecaster.whose_pixels(pictures)
+        is_own = self.codec.encode((pixels & (known.to(pixels.device) > 0)).to(logits)) > 0
+        unlike = F.binary_cross_entropy_with_logits(logits, is_own.to(logits), reduction="none").flatten(1).mean(1)
+        both, either = ((logits > 0) & is_own, (logits > 0) | is_own)
+        overlap = both.flatten(1).sum(1) / either.flatten(1).sum(1).clamp(min=1)
+        return Misses(((8 * moved + sight) * told).sum(1) + OWN_PIXELS * unlike, pixels_off, overlap)
 
 
 def _mean(values: Tensor, is_in: Tensor) -> Tensor:

@@ -190,7 +190,8 @@ def _make_ready(pipeline: LumierePipeline, settings: MotionSettings, size: tuple
         pipeline.unet.enable_gradient_checkpointing()
     pipeline.unet.chunk_image_layers(settings.chunk_image_layers)
     width, height, num_frames = size
-    pipeline.register_to_config(num_frames=num_frames, height=height, width=width)
+    # Forecasts and first frames were learned from another world; the network itself learns what to make of forecasts.
+    pipeline.register_to_config(num_frames=num_frames, height=height, width=width, carry_given=False, opening_frames=0)
 
 
 def _are_shards(data: str) -> bool:

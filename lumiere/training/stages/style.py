@@ -6,6 +6,7 @@ changing few weights; here they are a LoRA (Hu et al., arXiv 2106.09685).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -13,12 +14,11 @@ import torch
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from pydantic import Field
 from safetensors.torch import save_file
-from torch import nn
 
 from lumiere.config import Settings
 from lumiere.data.stills import StillFolder, StillFolderSettings
 from lumiere.model.stunet import STUNet
-from lumiere.model.style import TEMPORAL
+from lumiere.model.style import image_layers
 from lumiere.pipeline import LumierePipeline
 from lumiere.training.loop import LoopSettings
 from lumiere.training.noise import NoiseSettings
@@ -58,11 +58,7 @@ class StyleTraining(ClipStage):
         stills = StillFolder(settings.data, settings.stills, size=pipeline.default_size, seed=settings.loop.seed)
         pipeline.unet.requires_grad_(False)
         pipeline.text_encoder.requires_grad_(False)
-        # With alpha equal to the rank the change is up @ down as it is, for every tool that reads it.
-        changes = LoraConfig(
-            r=settings.rank, lora_alpha=settings.rank, target_modules=changed_layers(pipeline.unet, settings.layers)
-        )
-        inject_adapter_in_model(changes, pipeline.unet)
+        add_low_rank(pipeline.unet, changed_layers(pipeline.unet, settings.layers), rank=settings.rank)
         pipeline.unet.to(memory_format=torch.channels_last)
         pipeline.register_to_config(num_frames=1)
         super().__init__(
@@ -87,11 +83,13 @@ class StyleTraining(ClipStage):
         aside.replace(folder / STYLE_FILE)
 
 
+def add_low_rank(unet: STUNet, layers: Sequence[str], *, rank: int) -> None:
+    """Let layers be changed by new matrices of low rank, which alone are trained; at first by nothing."""
+    # With alpha equal to the rank the change is up @ down as it is, for every tool that reads it.
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(layers)), unet)
+
+
 def changed_layers(unet: STUNet, which: Literal["all", "attention"]) -> list[str]:
     """The names of the image network's layers that a style changes."""
-    layers = [
-        name
-        for name, layer in unet.named_modules()
-        if isinstance(layer, nn.Linear | nn.Conv2d) and not name.startswith(TEMPORAL)
-    ]
+    layers = list(image_layers(unet))
     return layers if which == "all" else [name for name in layers if name.endswith(ATTENTION)]
