@@ -72,7 +72,8 @@ class LumierePipeline(DiffusionPipeline):
     ``seam_reach`` is how far, in pixels (or latents) and frames, what is made is moved to meet what is given: see
     ``conditioning.seams``; 0 leaves it as the network made it. For networks that forecast what whole given frames will
     look like (``model.forecast``), ``carry_given`` lets clips show the things that move as forecast, and where no whole
-    frame is given, the first one of a clip of ``opening_frames`` is made first and then given; 0: it is not.
+    frame is given, the first one of a clip of ``opening_frames`` is made first and then given, if something is found in
+    it that will move; 0: it is not.
     """
 
     scheduler: Any
@@ -350,7 +351,9 @@ class LumierePipeline(DiffusionPipeline):
                 made = self.codec.decode(step.clip).clamp(-1, 1)
                 if given is None:
                     given = nothing((shape[0], 3, shape[2], *made.shape[3:])).to(made.device)
-                opened = given.opened_with(made[:, :, 0])
+                still = Conditioning.of(made[:, :, :1], torch.ones_like(made[:, :1, :1])).encoded(self.codec)
+                # Of one in which nothing is found to move nothing could be carried on.
+                opened = given.opened_with(made[:, :, 0], self.unet.shows_what_moves(still.to(self.unet.dtype)))
             for step in self._steps(plan, shape, opened, noise, source=source, strength=strength):
                 self._tell(callback_on_step_end, step, asked)
                 bar.update()

@@ -30,13 +30,14 @@ PROMPT = "a red ball bounces"
 FRAMES, SHORT = 8, 4
 
 
-def forecasting(**settings: Any) -> LumierePipeline:
-    """A tiny pipeline that forecasts given frames (badly), and sees them."""
+def forecasting(*, moving: bool = True, **settings: Any) -> LumierePipeline:
+    """A tiny pipeline that forecasts given frames (badly), and sees them; everything in them moves, or nothing does."""
     pipeline = tiny_pipeline()
     widen_input(pipeline.unet, num_channels(pipeline.codec))
     torch.manual_seed(3)
     torch.nn.init.normal_(pipeline.unet.temporal.given.weight, std=0.3)
     add_forecast(pipeline.unet)
+    torch.nn.init.constant_(pipeline.unet.temporal.forecast.whose_say.bias, 200 if moving else -200)
     pipeline.register_to_config(**settings)
     return pipeline
 
@@ -60,6 +61,22 @@ def test_an_opened_clip_is_a_clip_whose_first_frame_was_made_and_given(carry: bo
     whole = made(pipeline, conditioning=first_frame(short[:, :, 0], FRAMES), latents=noise)
     assert torch.allclose(opened, whole, atol=1e-4)
     assert not torch.allclose(opened[:, :, 1:], made(pipeline)[:, :, 1:], atol=1e-2)
+
+
+def test_a_first_frame_in_which_nothing_moves_is_not_gone_on_with() -> None:
+    pipeline = forecasting(moving=False, carry_given=True)
+    assert torch.equal(made(pipeline, opening_frames=SHORT), made(pipeline))
+    # Of two clips one may have its own: each is asked by itself.
+    pictures = torch.zeros(2, 16, 1, 8, 8)
+    pictures[1, :12], pictures[:, 12:] = 1, 1
+    forecast = pipeline.unet.temporal.forecast
+    by_colour = torch.where(pictures[:, :1].expand(-1, 4, -1, -1, -1) > 0, 9.0, -9.0)
+    forecast.whose_pixels = lambda _: by_colour
+    assert pipeline.unet.shows_what_moves(pictures).tolist() == [False, True]
+    given = kept_region(torch.ones(2, 3, FRAMES, 16, 16), torch.ones(2, 1, 1, 16, 16))
+    opened = given.opened_with(torch.ones(2, 3, 16, 16), torch.tensor([False, True]))
+    assert not opened.mask[0].any() and not opened.pixels[0].any()
+    assert opened.mask[1, 0].flatten(1).amin(1).tolist() == [1] + [0] * (FRAMES - 1)
 
 
 def test_it_is_the_same_in_a_batch() -> None:

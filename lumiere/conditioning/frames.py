@@ -72,11 +72,12 @@ class Conditioning:
         """What is given of so many first frames."""
         return Conditioning(self.pixels[:, :, :num_frames], self.mask[:, :, :num_frames])
 
-    def opened_with(self, frame: Tensor) -> Conditioning:
-        """The same with ``frame`` [B, 3, H, W] as the first one, all of it, but for what was given of that already."""
+    def opened_with(self, frame: Tensor, is_wanted: Tensor) -> Conditioning:
+        """The same with ``frame`` [B, 3, H, W] as the first one of the clips where ``is_wanted`` [B], all of it but for
+        what was given of that already."""
         opened = self.put_into(first_frame(frame.to(self.pixels), self.mask.shape[2]).pixels)
         mask = self.mask.clone()
-        mask[:, :, 0] = 1
+        mask[is_wanted, :, 0] = 1
         return Conditioning.of(opened, mask)
 
     def to(self, device: torch.device | str) -> Conditioning:

@@ -34,6 +34,9 @@ from lumiere.model.temporal import (
 )
 from lumiere.video import fold_time, unfold_time
 
+LEAST_PIXELS = 4
+"""A thing that moves is at least so large."""
+
 
 class TemporalLayers(nn.Module):
     """Every layer of a Space-Time U-Net that mixes frames: one block and one resizer for each level of the image one.
@@ -404,11 +407,20 @@ class STUNet(UNet2DConditionModel):
         """What makes clean clips [B, C, T, h, w] show the things that move as they are forecast from whole frames of
         <C, M> [B, c, T, h, w] and texts [B, L, D], of which ``mask`` [B, L] keeps what is 1. None where no frame is
         given whole. Raises ValueError for a network that forecasts nothing."""
-        forecaster = self.temporal.forecast
-        if forecaster is None:
-            raise ValueError("this network does not forecast given frames (inflate.add_forecast)")
+        forecaster = self._forecaster()
         ahead = forecaster.ahead(given, mean_text(states, mask))
         return None if ahead is None else partial(forecaster.carried, ahead=ahead)
+
+    def shows_what_moves(self, given: Tensor) -> Tensor:
+        """In which frames, <C, M> [B, c, 1, h, w], a thing is found that will move, [B]. Raises ValueError for one
+        that forecasts nothing."""
+        found = (self._forecaster().whose_pixels(given) > 0).flatten(1).sum(1)
+        return found >= LEAST_PIXELS
+
+    def _forecaster(self) -> Forecast:
+        if self.temporal.forecast is None:
+            raise ValueError("this network does not forecast given frames (inflate.add_forecast)")
+        return self.temporal.forecast
 
     @contextmanager
     def drawing_openings(self) -> Iterator[None]:
