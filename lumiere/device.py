@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,11 +19,6 @@ DTYPE_CHOICES = ("auto", *DTYPES)
 
 CONTAINER = Path("/sys/fs/cgroup")
 """Where Linux says what a container may use."""
-
-MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1
-"""glibc's names for what ``keep_freed_memory`` sets (malloc.h)."""
-MOST_KEPT_BYTES = 2**30
-"""Larger blocks are given back to the system when they are freed."""
 
 LIBRARIES = ("torch", "diffusers", "transformers", "numpy")
 
@@ -84,23 +77,6 @@ def multiplies_bf16(device: str = "auto") -> bool:
     Raises ValueError for a device that this machine lacks.
     """
     return choose_placement(device).dtype == torch.bfloat16
-
-
-def keep_freed_memory() -> bool:
-    """Let this process keep memory that is freed for its next tensors; whether that was done.
-
-    glibc gives blocks of some size back to the system and fetches them anew, zeroed and page by page, which takes a
-    good part of a clip's time on a processor. Nothing is done with other C libraries, nor where the user has set
-    ``MALLOC_MMAP_THRESHOLD_`` or ``MALLOC_TRIM_THRESHOLD_``.
-    """
-    if platform.system() != "Linux" or any(f"MALLOC_{name}_THRESHOLD_" in os.environ for name in ("MMAP", "TRIM")):
-        return False
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return False
-    # -1 is never: what lies at the top of the heap stays.
-    return bool(mallopt(MMAP_THRESHOLD, MOST_KEPT_BYTES)) and bool(mallopt(TRIM_THRESHOLD, -1))
 
 
 def free_bytes(device: torch.device) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -412,3 +413,29 @@ def test_info_refuses_what_it_does_not_know(here: Path, capsys: pytest.CaptureFi
     for empty in ("empty.mp4", "empty.safetensors", "empty"):
         (here / empty).touch()
     assert name in refusal(capsys, "info", name)
+
+
+def test_freed_memory_is_kept_where_the_c_library_can_and_nobody_said_how(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a process of its own: what was freed is then still held, and comes back without a page fault each."""
+    code = (
+        "import resource, sys; from lumiere.cli.heap import keep_freed_memory\n"
+        "was_done = keep_freed_memory() if sys.argv[1] == 'kept' else None\n"
+        "def use(): block = bytearray(64 * 2**20); del block\n"
+        "use(); before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "for _ in range(5): use()\n"
+        "print(was_done, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)"
+    )
+    for name in ("MMAP", "TRIM"):
+        monkeypatch.delenv(f"MALLOC_{name}_THRESHOLD_", raising=False)
+
+    def run(how: str) -> list[str]:
+        asked = subprocess.run([sys.executable, "-c", code, how], capture_output=True, text=True, check=True)
+        return asked.stdout.split()
+
+    was_done, faults = run("kept")
+    if platform.libc_ver()[0] == "glibc":
+        assert was_done == "True" and int(faults) < int(run("given_back")[1]) / 10
+    else:
+        assert was_done == "False"
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1000000")
+    assert run("kept")[0] == "False"

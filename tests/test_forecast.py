@@ -156,6 +156,27 @@ def test_what_is_enlarged_too_far_is_not_firm() -> None:
     assert firm[0] == firm[1] == 1 and 0.3 < firm[2] < 0.7 and firm[3] == 0
 
 
+def test_what_does_not_move_with_the_rest_is_not_firm() -> None:
+    """Crumbs: places beside a thing whose maps, on their way from its motion to none, lead into it."""
+    given = blocks_given(2, (0,))
+    forecast = told_to_move(2, 2, 0)
+    told, zeros = torch.zeros(1, 6), torch.zeros(1, 2, dtype=torch.long)
+    motion = forecast.motion(given[:, :, :1], told, zeros, zeros, torch.arange(2)[None])
+    maps = motion.maps.clone()
+    # One place leads 2 places farther than the others, another, within what may be, a third of one.
+    maps[:, :, 1, 4, 2, 0, 2] += 0.5
+    maps[:, :, 1, 4, 4, 0, 2] += 0.08
+    with torch.no_grad():
+        forecast.whose_say.weight.zero_()
+        forecast.whose_say.bias.fill_(200)
+        firm = forecast.moved(given[:, :, :1], Motion(maps, motion.seen), zeros)[1][:, :, :, 1]
+    assert not firm[..., 4, 2].any()
+    others = torch.ones(8, 8, dtype=torch.bool)
+    others[4, 2] = False
+    others[:, -2:] = False
+    assert bool((firm[..., others] == 1).all())
+
+
 @pytest.mark.parametrize("way", [0, 1])
 def test_of_two_forecasts_that_is_carried_which_the_clip_shows(way: int, monkeypatch: pytest.MonkeyPatch) -> None:
     forecast, given = told_to_move(2, 0, 0), blocks_given(4, (0,))

@@ -26,6 +26,7 @@ from lumiere.cli.edits import (
 from lumiere.cli.evaluate import Evaluate
 from lumiere.cli.export import Export
 from lumiere.cli.generate import Generate
+from lumiere.cli.heap import keep_freed_memory
 from lumiere.cli.inflate import Inflate
 from lumiere.cli.info import Info
 from lumiere.cli.train import Train
@@ -58,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     is_debug = "--debug" in words
     with warnings.catch_warnings():
         _quiet_libraries(is_debug)
+        keep_freed_memory()
         try:
             parse([word for word in words if word != "--debug"]).run()
         except (ValueError, OSError) as error:

@@ -14,6 +14,8 @@ from lumiere.video import fold_time, frames_at, unfold_time
 
 TRUST = 0.5
 """What M is where C is forecast (1: given, 0: nothing is known)."""
+TOGETHER = 0.12
+"""How far apart, in half pictures, the places may be that two maps of one thing's motion lead to."""
 BLURRED, SHARP = 0.3, 0.6
 """Share of a pixel that a forecast one was in the given frame, from which on it is enlarged too far to be firm, and up
 to which it is entirely."""
@@ -200,6 +202,8 @@ class Forecast(nn.Module):
         enlarged = torch.linalg.det(motion.maps.flatten(0, 2)[..., :2])[:, None].abs()
         sharp = ((enlarged - BLURRED) / (SHARP - BLURRED)).clamp(0, 1)
         firm = mine * F.interpolate(sharp, scale_factor=float(block)) * known
+        together = _move_together(motion.maps.flatten(0, 2), F.avg_pool2d(firm, block)[:, 0])[:, None].to(firm)
+        firm = firm * F.interpolate(together, scale_factor=float(block))
         shown = F.pixel_unshuffle(torch.cat((colours, TRUST * known.to(colours), firm), dim=1), block)
         shown = shown.view(batch, ways, frames, *shown.shape[1:]).transpose(2, 3)
         return shown[:, :, : pictures.shape[1]].to(pictures.dtype), shown[:, :, pictures.shape[1] :]
@@ -245,6 +249,21 @@ class Seen(nn.Module):
             scale, shift = self.hear(told)[:, None, None].chunk(2, dim=-1)
             normed = torch.addcmul(shift, normed, 1 + scale)
         return features + self.conv(F.silu(normed).permute(0, 3, 1, 2))
+
+
+def _move_together(maps: Tensor, weight: Tensor) -> Tensor:
+    """At which places [N, h, w] affine maps [N, h, w, 2, 3] lead to where the mean one of their frame does, by ``weight``.
+
+    Between a thing that moves and what stays, maps pass from the one to the other, and some lead into the thing from
+    where nothing of it is: crumbs. The mean is taken anew three times, of those that are ever nearer to it.
+    """
+    points = centres(*weight.shape[1:], like=maps)[..., None]
+    kept, off = weight, torch.zeros_like(weight)
+    for most in (4 * TOGETHER, 2 * TOGETHER, TOGETHER):
+        mean = (kept[..., None, None] * maps).sum((1, 2)) / kept.sum((1, 2)).clamp(min=1e-6)[:, None, None]
+        off = ((maps - mean[:, None, None]) @ points).squeeze(-1).norm(dim=-1)
+        kept = weight * (off < most)
+    return off < TOGETHER
 
 
 def whole_frames(share: Tensor) -> Tensor:
