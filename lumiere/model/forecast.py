@@ -252,7 +252,7 @@ class Seen(nn.Module):
 
 
 def _move_together(maps: Tensor, weight: Tensor) -> Tensor:
-    """At which places [N, h, w] affine maps [N, h, w, 2, 3] lead to where the mean one of their frame does, by ``weight``.
+    """At which places [N, h, w] affine maps [N, h, w, 2, 3] lead to where their frame's mean one does, by ``weight``.
 
     Between a thing that moves and what stays, maps pass from the one to the other, and some lead into the thing from
     where nothing of it is: crumbs. The mean is taken anew three times, of those that are ever nearer to it.
