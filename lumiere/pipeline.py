@@ -290,9 +290,9 @@ class LumierePipeline(DiffusionPipeline):
         moved to meet what is given, ``carry_given`` whether things that move are shown as they are forecast from a
         whole given frame, ``opening_frames`` of how many frames the clip is whose first one is made before, where none
         is given whole (0: none is; the model's own counts where nothing at all is given). ``latents`` [B, C, T, h, w]
-        is standard normal noise in the network's space. ``super_resolution`` False leaves the clip as the base makes it.
-        ``conditioning`` is what of the clips is given,
-        in their final size, and comes back as it is. ``video`` [B, 3, T, H, W] in -1..1, in that size too, is a clip to
+        is standard normal noise in the network's space. ``super_resolution`` False leaves the clip as the base makes
+        it. ``conditioning`` is what of the clips is given, in their final size, and comes back as it is.
+        ``video`` [B, 3, T, H, W] in -1..1, in that size too, is a clip to
         start from instead of noise: it is noised, and the last ``strength`` (above 0, up to 1) of the steps are taken
         from there, without restarts; 1 is noise alone. A callback may ask for "latents" and for "clean", the clip that
         the network had in mind at that step; the latents that it returns are gone on with. ``prompt_embeds`` and
