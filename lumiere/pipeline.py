@@ -491,7 +491,7 @@ class LumierePipeline(DiffusionPipeline):
         if plan.carries_given and not self._is_in_windows(shape):
             carry = self.unet.carry(beside.to(self.unet.dtype), plan.told.states, plan.told.mask)
         join = seam_remover(given, self.codec, reach=plan.seam_reach)
-        return Beside(beside), Known(*given.kept(self.codec), carry, join)
+        return Beside(beside), Known(*given.kept(self.codec), join, carry)
 
     def _is_in_windows(self, shape: tuple[int, ...]) -> bool:
         """Whether clips of a shape are made in windows of the network's own length.

@@ -217,3 +217,14 @@ def test_what_is_made_is_joined_to_what_is_known_where_there_is_less_noise_than_
         told = torch.full((2,), timestep)
         assert torch.allclose(kept(NOISY, told), alone(NOISY, told) + moved)
     assert len(seen) == 1 and torch.equal(seen[0][:, :, 0], values[:, :, 0])
+
+
+def test_things_are_carried_before_what_is_known_is_put_in_its_place_and_only_once_settled() -> None:
+    objective = Objective.from_scheduler(DDIMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="sample"))
+    values, mask = torch.ones_like(NOISY), torch.zeros(2, 1, 4, 5, 5)
+    mask[:, :, 0] = 1
+    known = Known(values, mask, lambda clip: clip * 2, lambda clip: clip + 0.25)
+    kept = Kept(lambda noisy, timestep: 0 * noisy, objective, known)
+    noisy, settled = (kept(NOISY, torch.full((2,), timestep)) for timestep in (900, 300))
+    assert torch.allclose(noisy[:, :, 1:], torch.zeros(())) and torch.allclose(noisy[:, :, 0], torch.ones(()))
+    assert torch.allclose(settled[:, :, 1:], torch.tensor(0.5)) and torch.allclose(settled[:, :, 0], torch.tensor(2.0))

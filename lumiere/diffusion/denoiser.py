@@ -140,8 +140,8 @@ class Known:
 
     values: Tensor
     mask: Tensor
-    carry: Callable[[Tensor], Tensor] | None = None
     join: Callable[[Tensor], Tensor] | None = None
+    carry: Callable[[Tensor], Tensor] | None = None
 
 
 class Kept(Corrected):
