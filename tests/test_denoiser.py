@@ -1,5 +1,7 @@
 """Text, guidance and clipping around a network, against their formulas written out."""
 
+from typing import Any
+
 import pytest
 import torch
 from diffusers import DDIMScheduler
@@ -228,3 +230,29 @@ def test_things_are_carried_before_what_is_known_is_put_in_its_place_and_only_on
     noisy, settled = (kept(NOISY, torch.full((2,), timestep)) for timestep in (900, 300))
     assert torch.allclose(noisy[:, :, 1:], torch.zeros(())) and torch.allclose(noisy[:, :, 0], torch.ones(()))
     assert torch.allclose(settled[:, :, 1:], torch.tensor(0.5)) and torch.allclose(settled[:, :, 0], torch.tensor(2.0))
+
+
+def test_what_a_network_foresees_is_looked_at_once_for_each_part_and_text() -> None:
+    asked: list[tuple[float, int]] = []
+
+    class Foreseeing(Toy):
+        def look_ahead(self, given: torch.Tensor, states: torch.Tensor, mask: torch.Tensor | None) -> Any:
+            asked.append((float(given.mean()), states.shape[1]))
+            return None if given.shape[2] == 1 else given.mean()
+
+        def forward(self, sample: torch.Tensor, *args: Any, added_cond_kwargs: Any = None, **more: Any) -> Any:
+            told.append(None if added_cond_kwargs is None else float(added_cond_kwargs["ahead"]))
+            return super().forward(sample[:, :3], *args, **more)
+
+    told: list[float | None] = []
+    given = torch.arange(4.0).view(1, 1, 4, 1, 1).expand(2, 4, 4, 4, 4)
+    network = Foreseeing()
+    guided = Guided(network, text(1), negative=text(2, length=2), scale=3, beside=Beside(given))
+    noisy, time = torch.randn(2, 3, 4, 4, 4), torch.tensor([500, 500])
+    whole = (slice(0, 4), slice(0, 4), slice(0, 4))
+    late, one = (slice(2, 4), *whole[1:]), (slice(3, 4), *whole[1:])
+    for _ in range(2):
+        for where in (whole, late, one):
+            guided(noisy[(..., *where)], time, where)
+    assert asked == [(mean, length) for mean in (1.5, 2.5, 3.0) for length in (2, 6)]
+    assert told == 2 * [1.5, 1.5, 2.5, 2.5, None, None]

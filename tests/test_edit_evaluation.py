@@ -107,6 +107,19 @@ def test_a_loop_closes_and_moves() -> None:
     assert share("loop", one.clip[:, :, :1].repeat(1, 1, 79, 1, 1), one)["motion over true"] == 0
 
 
+@pytest.mark.parametrize("motion", ["bounce", "pulse", "orbit"])
+def test_a_true_loop_goes_on_as_it_began(motion: str) -> None:
+    """Five seconds are whole periods of the storybook's; what bounces or pulses is faster there than on the mean."""
+    cases = (case("loop", index) for index in range(64))
+    # Nothing else moves in a desert.
+    one = next(
+        found for found in cases if found.scene.actors[0].motion == motion and found.scene.background == "desert"
+    )
+    true = share("loop", one.clip, one)
+    assert true["wrap over a true loop's"] == pytest.approx(1, abs=0.1)
+    assert (true["wrap over neighbours"] > BARS["loop"]["wrap over neighbours"].high) == (motion != "orbit")
+
+
 def test_a_path_ends_where_it_ends() -> None:
     one = next(found for index in range(20) if (found := case("interpolate", index)).scene.actors[0].motion == "rise")
     assert share("interpolate", one.clip, one) == {"path ends in place": 1}

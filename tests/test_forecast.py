@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,7 +57,8 @@ def seen(forecast: Forecast, given: Tensor, noisy: Tensor | None = None) -> Tens
     """<C, M> with forecasts, for noise and an empty text."""
     noisy = torch.zeros_like(given[:, : forecast.picture_channels]) if noisy is None else noisy
     with torch.no_grad():
-        return forecast(given, noisy, torch.zeros(len(given), 6))
+        ahead = forecast(given, torch.zeros(len(given), 6))
+        return given if ahead is None else forecast.shown(given, noisy, ahead)
 
 
 @pytest.mark.parametrize("block", [1, 2])
@@ -117,10 +119,46 @@ def test_the_forecast_that_the_noisy_clip_is_like_is_shown(way: int, monkeypatch
     maps[:, 0, ..., 0, 2], maps[:, 1, ..., 0, 2] = 0.5, -0.5
     monkeypatch.setattr(forecast, "motion", lambda *_: Motion(maps, plain.seen))
     one = torch.zeros(1, 20, dtype=torch.long)
-    both = forecast.moved(given[:, :, :1], Motion(maps, plain.seen), one)[0][:, :, :12]
+    both = forecast.moved(given[:, :, :1], Motion(maps, plain.seen), one)[:, :, :12]
     noise = torch.randn(both[:, 0].shape, generator=torch.Generator().manual_seed(5))
     noisy = 0.3 * both[:, way] + 0.95 * noise
     assert torch.equal(seen(forecast, given, noisy)[:, :12, 1:], both[:, way, :, 1:])
+
+
+def turning(period: float) -> Forecast:
+    """One that says that everything turns round and round, once in so many frames, from any moment on."""
+    forecast = told_to_move(2, 0, 0)
+
+    def motion(pictures: Tensor, text: Tensor, which: Tensor, sources: Tensor, numbers: Tensor) -> Motion:
+        angles = (2 * math.pi / period) * (numbers - sources)[:, None].expand(-1, 2, -1)
+        maps = torch.zeros(*angles.shape, 8, 8, 2, 3)
+        maps[..., 0, 0] = maps[..., 1, 1] = angles.cos()[..., None, None]
+        maps[..., 0, 1], maps[..., 1, 0] = -angles.sin()[..., None, None], angles.sin()[..., None, None]
+        return Motion(maps, torch.full(maps.shape[:-2], 9.0))
+
+    forecast.motion = motion
+    return forecast
+
+
+@pytest.mark.parametrize(("period", "told"), [(12, 36), (20, 40), (29, 29), (90, 40)])
+def test_a_loop_closes_when_things_are_back_where_they_were(period: int, told: int) -> None:
+    """Told of as many frames as whole turns take, and slowed down; of none, where it cannot be."""
+    given = blocks_given(41, (0,))
+    given[:, :, 40] = given[:, :, 0]
+    ahead = turning(period)(given, torch.zeros(1, 6))
+    assert ahead is not None
+    angles = torch.atan2(ahead.motion.maps[0, 0, :, 0, 0, 1, 0], ahead.motion.maps[0, 0, :, 0, 0, 0, 0])
+    per_frame = 2 * math.pi / period * told / 40
+    expected = torch.cat([torch.arange(21), torch.arange(21, 41) - 40]) * per_frame
+    assert torch.allclose(torch.exp(1j * angles), torch.exp(1j * expected), atol=1e-4)
+
+
+def test_where_another_picture_comes_last_nothing_is_slowed_down() -> None:
+    given = blocks_given(41, (0, 40))
+    ahead = turning(29)(given, torch.zeros(1, 6))
+    assert ahead is not None
+    angle = torch.atan2(ahead.motion.maps[0, 0, 5, 0, 0, 1, 0], ahead.motion.maps[0, 0, 5, 0, 0, 0, 0])
+    assert float(angle) == pytest.approx(2 * math.pi * 5 / 29, abs=1e-5)
 
 
 def ahead_of(forecast: Forecast, given: Tensor, *, own: float) -> Ahead:
@@ -128,7 +166,7 @@ def ahead_of(forecast: Forecast, given: Tensor, *, own: float) -> Ahead:
     with torch.no_grad():
         forecast.whose_say.weight.zero_()
         forecast.whose_say.bias.fill_(own)
-        found = forecast.ahead(given, torch.zeros(len(given), 6))
+        found = forecast(given, torch.zeros(len(given), 6))
     assert found is not None
     return found
 
@@ -137,12 +175,12 @@ def ahead_of(forecast: Forecast, given: Tensor, *, own: float) -> Ahead:
 def test_clips_show_what_moves_as_it_is_forecast_and_nothing_else_changes(block: int) -> None:
     forecast, given, colours = told_to_move(block, 2, 0), blocks_given(4, (0,), block=block), 3 * block**2
     clean = torch.randn(1, colours, 4, 8, 8, generator=torch.Generator().manual_seed(3))
-    moved = forecast.carried(clean, ahead_of(forecast, given, own=200.0))
+    moved = forecast.carry(ahead_of(forecast, given, own=200.0))(clean)
     assert torch.allclose(moved[..., 1:, :, :-2], given[:, :colours, :1, :, 2:].expand(-1, -1, 3, -1, -1), atol=1e-5)
     # Not what is given, and not where what moves has come from outside the picture.
     assert torch.equal(moved[:, :, 0], clean[:, :, 0]) and torch.equal(moved[..., -2:], clean[..., -2:])
-    assert torch.equal(forecast.carried(clean, ahead_of(forecast, given, own=-200.0)), clean)
-    half = forecast.carried(clean, ahead_of(forecast, given, own=0.0))
+    assert torch.equal(forecast.carry(ahead_of(forecast, given, own=-200.0))(clean), clean)
+    half = forecast.carry(ahead_of(forecast, given, own=0.0))(clean)
     assert torch.allclose(half, (clean + moved) / 2, atol=1e-5)
 
 
@@ -152,11 +190,12 @@ def test_what_is_enlarged_too_far_is_not_firm() -> None:
         forecast = told_to_move(2, 0, 0)
         with torch.no_grad():
             forecast.say.bias[[0, 4]] = scale - 1
-        firm.append(float(ahead_of(forecast, given, own=200.0).firm[:, :, :, 1:, 4, 4].mean()))
+        ahead = ahead_of(forecast, given, own=200.0)
+        firm.append(float(forecast.firm(ahead).detach()[:, :, :, 1:, 4, 4].mean()))
     assert firm[0] == firm[1] == 1 and 0.3 < firm[2] < 0.7 and firm[3] == 0
 
 
-def test_what_does_not_move_with_the_rest_is_not_firm() -> None:
+def test_what_does_not_move_with_the_rest_is_not_firm(monkeypatch: pytest.MonkeyPatch) -> None:
     """Crumbs: places beside a thing whose maps, on their way from its motion to none, lead into it."""
     given = blocks_given(2, (0,))
     forecast = told_to_move(2, 2, 0)
@@ -166,10 +205,8 @@ def test_what_does_not_move_with_the_rest_is_not_firm() -> None:
     # One place leads 2 places farther than the others, another, within what may be, a third of one.
     maps[:, :, 1, 4, 2, 0, 2] += 0.5
     maps[:, :, 1, 4, 4, 0, 2] += 0.08
-    with torch.no_grad():
-        forecast.whose_say.weight.zero_()
-        forecast.whose_say.bias.fill_(200)
-        firm = forecast.moved(given[:, :, :1], Motion(maps, motion.seen), zeros)[1][:, :, :, 1]
+    monkeypatch.setattr(forecast, "motion", lambda *_: Motion(maps, motion.seen))
+    firm = forecast.firm(ahead_of(forecast, given, own=200.0))[:, :, :, 1]
     assert not firm[..., 4, 2].any()
     others = torch.ones(8, 8, dtype=torch.bool)
     others[4, 2] = False
@@ -184,7 +221,7 @@ def test_of_two_forecasts_that_is_carried_which_the_clip_shows(way: int, monkeyp
     shown = plain.shown.clone()
     shown[:, 1] = shown[:, 1].flip(-1)
     noise = torch.randn(shown[:, way, :12].shape, generator=torch.Generator().manual_seed(5))
-    moved = forecast.carried(shown[:, way, :12] + 0.2 * noise, plain._replace(shown=shown))
+    moved = forecast.carry(plain._replace(shown=shown))(shown[:, way, :12] + 0.2 * noise)
     assert torch.allclose(moved[:, :, 1:], shown[:, way, :12, 1:])
 
 
@@ -251,7 +288,7 @@ def test_the_storybook_knows_how_it_moves_things(motion: str) -> None:
     codec, forecast = PixelBlocks(2), Forecast(16, 12, text_width=6)
     given = torch.cat([codec.encode(first), codec.encode(torch.ones_like(first[:, :1]))], dim=1)
     told = Motion(maps[:, None], torch.full(is_near[:, None].shape, 9.0))
-    moved = codec.decode(forecast.moved(given, told, torch.zeros(6, 3, dtype=torch.long))[0][:, 0, :12])
+    moved = codec.decode(forecast.moved(given, told, torch.zeros(6, 3, dtype=torch.long))[:, 0, :12])
     of_object = object_pixels(later, empty).expand_as(later)
     off, stayed = (float((clip - later)[of_object].square().mean()) for clip in (moved, first.expand_as(later)))
     assert off < 0.5 * stayed

@@ -266,3 +266,41 @@ def test_what_is_exported_draws_as_what_was_trained(tmp_path: Path, base_network
         plain = unet(clip, 500, states).sample
     # To the rounding of the stored bfloat16.
     assert torch.allclose(worn, trained, atol=0.05 * float((trained - plain).abs().max()))
+
+
+def test_training_goes_on_with_the_openings_of_its_base(tmp_path: Path, base_network: Path) -> None:
+    base = LumierePipeline.from_pretrained(base_network)
+    base.unet.to(torch.float32)
+    changes = with_opening(base)
+    base.save_pretrained(tmp_path / "base")
+    clip, states = torch.randn(1, 12, 1, 8, 8), torch.randn(1, 5, base.unet.config.cross_attention_dim)
+
+    def at_first(rank: int) -> Tensor:
+        overrides = ["--start_from", str(tmp_path / "base"), "--out", str(tmp_path), "--rank", str(rank)]
+        overrides += ["--loop.bf16_weights", "false"]
+        stage = OpeningTraining(load_settings(OpeningSettings, find_recipe("opening_smoke"), overrides))
+        trained = [weight for weight in stage.unet.parameters() if weight.requires_grad]
+        assert len(trained) == 2 * len(changes)
+        with torch.no_grad():
+            return stage.unet.eval()(clip, 500, states).sample
+
+    with torch.no_grad():
+        plain = base.unet(clip, 500, states).sample
+        with base.unet.drawing_openings():
+            worn = base.unet(clip, 500, states).sample
+    assert not torch.allclose(worn, plain, atol=1e-3)
+    assert torch.allclose(at_first(2), worn, atol=1e-5) and torch.allclose(at_first(3), plain, atol=1e-5)
+
+
+def test_what_is_given_around_nothing_is_shaped_as_around_a_thing(tmp_path: Path, base_network: Path) -> None:
+    overrides = ["--start_from", str(base_network), "--out", str(tmp_path), "--data.empty_share", "0.5"]
+    stage = OpeningTraining(load_settings(OpeningSettings, find_recipe("opening_smoke"), overrides))
+    batch = stage.books.batch(0, 4)
+    there = [bool(scene.actors) for scene in batch.scenes]
+    assert there == [True, True, False, False]
+    boxes = stage.objects(batch)
+    assert torch.equal(boxes[:2], stage.books.objects(batch)[:2]) and torch.equal(boxes[2:], boxes[:2])
+    assert boxes.flatten(1).any(1).all()
+    empty = load_settings(OpeningSettings, find_recipe("opening_smoke"), [*overrides[:-1], "1"])
+    nothing = OpeningTraining(empty)
+    assert not nothing.objects(nothing.books.batch(0, 4)).any()

@@ -44,20 +44,34 @@ class Conditioned:
 
     def __init__(self, network: Any, text: TextStates, beside: Beside | None = None) -> None:
         self.network, self.text, self.beside = network, text, beside or Beside()
+        self._ahead: dict[str, Any] = {}
 
     def __call__(self, noisy: Tensor, timestep: Tensor, where: Window = WHOLE) -> Tensor:
         """The prediction [B, C, T, H, W] for noisy clips of that shape."""
         states, mask = self.text.states, self.text.mask
         assert len(states) == len(noisy), (states.shape, noisy.shape)
-        seen = noisy.to(states.dtype)
+        seen, added = noisy.to(states.dtype), dict(self.text.added())
         if self.beside.clips is not None:
-            seen = torch.cat([seen, self.beside.clips[(..., *where)].to(seen)], dim=1)
+            beside = self.beside.clips[(..., *where)].to(seen)
+            seen = torch.cat([seen, beside], dim=1)
+            added |= self._seen_ahead(beside, where)
         told: dict[str, Any] = {} if self.beside.labels is None else {"class_labels": self.beside.labels}
-        if self.text.added():
-            told["added_cond_kwargs"] = self.text.added()
+        if added:
+            told["added_cond_kwargs"] = added
         answer = self.network(seen, timestep, states, encoder_attention_mask=mask, return_dict=False, **told)[0]
         answer = answer[:, : noisy.shape[1]].float()
         return answer if self.beside.start is None else answer + self.beside.start[(..., *where)].float()
+
+    def _seen_ahead(self, beside: Tensor, where: Window) -> dict[str, Any]:
+        """What the network foresees of what lies beside that part of the clip, where it does: looked at once, as it is
+        the same at every step."""
+        if not hasattr(self.network, "look_ahead"):
+            return {}
+        part = str(where)
+        if part not in self._ahead:
+            with torch.no_grad():
+                self._ahead[part] = self.network.look_ahead(beside, self.text.states, self.text.mask)
+        return {} if self._ahead[part] is None else {"ahead": self._ahead[part]}
 
 
 class Guided:

@@ -71,7 +71,11 @@ BARS: dict[str, dict[str, Bar]] = {
         "frame difference over true": Bar(0.5, 2.0),
         "second difference over true": Bar(high=1.5),
     },
-    "loop": {"wrap over neighbours": Bar(0.5, 1.2), "motion over true": Bar(0.5)},
+    "loop": {
+        "wrap over neighbours": Bar(0.5, 1.2),
+        "wrap over a true loop's": Bar(0.5, 1.2),
+        "motion over true": Bar(0.5),
+    },
     "interpolate": {"path ends in place": Bar(0.85)},
     "recolour": {"new colour there": Bar(0.85), "path kept": Bar(0.80)},
     "recolour_briefly": {"new colour there": Bar(0.85), "path kept": Bar(0.80)},
@@ -169,9 +173,14 @@ def measures(edit: str, case: Case, made: Tensor) -> Measures:
         case "cinemagraph":
             return _cinemagraph(case, made)
         case "loop":
-            wrap, steps = float((made[:, :, 0] - made[:, :, -1]).abs().mean()), differences(made)
-            true = differences(case.clip)
-            return {"wrap over neighbours": (wrap, float(steps)), "motion over true": (float(steps), float(true))}
+            wrap, steps = float((made[:, :, 0] - made[:, :, -1]).abs().mean()), float(differences(made))
+            # A true loop goes on as it began, and what bounces, swings or pulses is fastest there.
+            true, true_first = float(differences(case.clip)), float(differences(case.clip[:, :, :2]))
+            return {
+                "wrap over neighbours": (wrap, steps),
+                "wrap over a true loop's": (wrap, steps * true_first / max(true, 1e-12)),
+                "motion over true": (steps, true),
+            }
         case "recolour" | "recolour_briefly":
             colour = read_clip(made[0]).actors[0].colour
             return {"new colour there": _one(colour == case.new_colour), "path kept": _one(_keeps_path(case, made))}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -16,6 +18,11 @@ TRUST = 0.5
 """What M is where C is forecast (1: given, 0: nothing is known)."""
 TOGETHER = 0.12
 """How far apart, in half pictures, the places may be that two maps of one thing's motion lead to."""
+LEAST_LOOP, GOES_ON = 16, 4
+"""Fewest frames after which the same picture given again is a loop, and for how many more it must go on as it did."""
+CLOSED, EARLIER_IS_WORSE = 0.3, 0.3
+"""How far a forecast may be from the picture that comes again, as a share of the farthest that it is ever, and how much
+farther a later one may be for being nearer to the whole time."""
 BLURRED, SHARP = 0.3, 0.6
 """Share of a pixel that a forecast one was in the given frame, from which on it is enlarged too far to be firm, and up
 to which it is entirely."""
@@ -35,13 +42,15 @@ class Motion(NamedTuple):
 class Ahead(NamedTuple):
     """Frames as they are forecast from given ones, in the W ways that words leave open.
 
-    ``shown`` [B, W, c, T, h, w] is <C, M>; where ``is_open`` [B, 1, T, h, w] less is given, and it counts. ``firm``
-    [B, W, m, T, h, w] is how far, 0..1, each pixel of a place shows the thing that moves, as sharp as it was given.
+    ``shown`` [B, W, c, T, h, w] is <C, M>; where ``is_open`` [B, 1, T, h, w] less is given, and it counts. They are
+    forecast from ``pictures``, <C, M> [B, c, N, h, w], by ``motion``, each from picture ``which`` [B, T].
     """
 
     shown: Tensor
-    firm: Tensor
     is_open: Tensor
+    pictures: Tensor
+    motion: Motion
+    which: Tensor
 
 
 class Forecast(nn.Module):
@@ -53,7 +62,7 @@ class Forecast(nn.Module):
     ``TRUST``.
     Words leave things open, such as which way round a thing spins: there are ``WAYS`` forecasts, and the one that
     the noisy clip is more like is shown. It also says which pixels of a picture are the thing that moves, so that a
-    clip can be made to show that as it was given (``carried``), without what lay beside it.
+    clip can be made to show that as it was given (``carry``), without what lay beside it.
 
     ``picture_channels`` of <C, M> are C, the rest M: n x n channels where C are blocks of n x n pixels, which are moved
     as pixels. Source: motion as maps of layers (Wang and Adelson, 1994), forecast for a video model as in
@@ -98,25 +107,16 @@ class Forecast(nn.Module):
 
     # How much there is to look at follows from what is given, which compiled code could not know.
     @torch.compiler.disable
-    def forward(self, given: Tensor, noisy: Tensor, text: Tensor) -> Tensor:
-        """<C, M> [B, c, T, h, w] with forecasts of frames of which less is given, for noisy clips [B, C, T, h, w] and
-        the mean state of their texts [B, D].
+    def forward(self, given: Tensor, text: Tensor) -> Ahead | None:
+        """What <C, M> [B, c, T, h, w] will look like, told the mean states of texts [B, D].
 
-        They are made from the nearest frame in which all is given that is given anywhere. Where nothing is given, or
-        nowhere more than elsewhere, nothing changes.
+        Forecasts are made from the nearest frame in which all is given that is given anywhere. None where nothing can
+        be said: nothing is given, or nowhere more than elsewhere.
         """
-        ahead = self.ahead(given, text)
-        if ahead is None:
-            return given
-        forecast = _chosen(ahead.shown, self._first_is_likelier(ahead.shown, noisy))
-        return torch.where(ahead.is_open, forecast, given)
-
-    def ahead(self, given: Tensor, text: Tensor) -> Ahead | None:
-        """What <C, M> [B, c, T, h, w] will look like, told the mean states of texts [B, D]; None where nothing can be
-        said."""
         share = given[:, self.picture_channels :]
         is_whole = whole_frames(share)
-        sources, numbers = _nearest(is_whole), torch.arange(given.shape[2], device=given.device)
+        sources = _nearest(is_whole)
+        times = torch.arange(given.shape[2], dtype=torch.float32, device=given.device).repeat(len(given), 1)
         pictures, which = given, sources
         if given.device.type != "meta":
             # Only what is seen from is looked at, where that can be known.
@@ -124,25 +124,35 @@ class Forecast(nn.Module):
                 return None
             needed, which = sources.unique(return_inverse=True)
             pictures = given[:, :, needed]
-        motion = self.motion(pictures, text, which, sources, numbers.expand_as(sources))
+            times = self._paced(times, given, text, is_whole)
+        motion = self.motion(pictures, text, which, times.gather(1, sources), times)
         is_open = (is_whole.any(1, keepdim=True) & ~is_whole)[:, None, :, None, None]
-        shown, firm = self.moved(pictures, motion, which)
-        return Ahead(shown, firm, is_open & (share.amax(1, keepdim=True) == 0))
+        is_open = is_open & (share.amax(1, keepdim=True) == 0)
+        return Ahead(self.moved(pictures, motion, which), is_open, pictures, motion, which)
 
-    def carried(self, clean: Tensor, ahead: Ahead) -> Tensor:
-        """Clean clips [B, C, T, h, w] that show the thing that moves as it is forecast, wherever that is firm.
+    def shown(self, given: Tensor, noisy: Tensor, ahead: Ahead) -> Tensor:
+        """<C, M> [B, c, T, h, w] of noisy clips [B, C, T, h, w], with forecasts of frames of which less is given."""
+        forecast = _chosen(ahead.shown, self._first_is_likelier(ahead.shown, noisy))
+        return torch.where(ahead.is_open, forecast, given)
+
+    def carry(self, ahead: Ahead) -> Callable[[Tensor], Tensor]:
+        """What makes clean clips [B, C, T, h, w] show the thing that moves as it is forecast, wherever that is firm.
 
         Of two forecasts the one that they show already, as far as it is firm.
         """
-        colours = ahead.shown[:, :, : self.picture_channels].to(clean)
+        colours = ahead.shown[:, :, : self.picture_channels]
+        firm = self.firm(ahead) * ahead.is_open[:, None]
         # Colours are blocks of each colour in turn, so that a pixel's share comes once for each.
-        share = (ahead.firm * ahead.is_open[:, None]).repeat(
-            1, 1, self.picture_channels // ahead.firm.shape[2], 1, 1, 1
-        )
-        share = share.to(clean)
-        wrong = (share * (colours - clean[:, None]).square()).sum((2, 3, 4, 5)) / share.sum((2, 3, 4, 5)).clamp(min=1)
-        is_first = wrong[:, 0] <= wrong[:, 1]
-        return torch.lerp(clean, _chosen(colours, is_first), _chosen(share, is_first))
+        share = firm.repeat(1, 1, self.picture_channels // firm.shape[2], 1, 1, 1)
+
+        def carried(clean: Tensor) -> Tensor:
+            seen, counts = colours.to(clean), share.to(clean)
+            wrong = (counts * (seen - clean[:, None]).square()).sum((2, 3, 4, 5))
+            wrong = wrong / counts.sum((2, 3, 4, 5)).clamp(min=1)
+            is_first = wrong[:, 0] <= wrong[:, 1]
+            return torch.lerp(clean, _chosen(seen, is_first), _chosen(counts, is_first))
+
+        return carried
 
     def motion(self, pictures: Tensor, text: Tensor, which: Tensor, sources: Tensor, numbers: Tensor) -> Motion:
         """How things have moved from pictures, <C, M> [B, c, N, h, w], told texts [B, D], in T frames [B, T] with
@@ -181,32 +191,72 @@ class Forecast(nn.Module):
         said = self.whose_say(F.silu(self.whose_norm(hidden.permute(0, 2, 3, 1)))).float()
         return unfold_time(said.permute(0, 3, 1, 2), pictures.shape[2])
 
-    def moved(self, pictures: Tensor, motion: Motion, which: Tensor) -> tuple[Tensor, Tensor]:
+    def moved(self, pictures: Tensor, motion: Motion, which: Tensor) -> Tensor:
         """Pictures, <C, M> [B, c, N, h, w], as <C, M> [B, W, c, T, h, w] of frames that are seen from picture ``which``
-        [B, T], and how far what moves is seen there, [B, W, m, T, h, w] (``Ahead.firm``)."""
+        [B, T]."""
+        seen = self._seen_from(pictures, motion, which)
+        colours, share = seen.tensor_split((seen.shape[1] - 1,), dim=1)
+        is_seen = (motion.seen.flatten(0, 2)[:, None] > 0).to(share)
+        known = (share > 0.5) & (F.interpolate(is_seen, scale_factor=float(self.block)) > 0)
+        colours = torch.where(known, colours / share.clamp(min=0.5), torch.zeros_like(colours))
+        shown = F.pixel_unshuffle(torch.cat((colours, TRUST * known.to(colours)), dim=1), self.block)
+        return shown.view(*motion.seen.shape[:3], *shown.shape[1:]).transpose(2, 3).to(pictures.dtype)
+
+    def firm(self, ahead: Ahead) -> Tensor:
+        """How far, 0..1, each pixel of forecast places [B, W, m, T, h, w] shows the thing that moves, as sharp as it
+        was given."""
+        maps = ahead.motion.maps.flatten(0, 2)
+        mine = self.whose_pixels(ahead.pictures).sigmoid()
+        seen = F.pixel_unshuffle(self._seen_from(mine, ahead.motion, ahead.which), self.block)
+        known = ahead.shown[:, :, self.picture_channels :].transpose(2, 3).flatten(0, 2) > 0
+        enlarged = torch.linalg.det(maps[..., :2])[:, None].abs()
+        firm = seen * ((enlarged - BLURRED) / (SHARP - BLURRED)).clamp(0, 1) * known
+        firm = firm * _move_together(maps, firm.mean(1))[:, None]
+        return firm.view(*ahead.motion.seen.shape[:3], *firm.shape[1:]).transpose(2, 3)
+
+    def _seen_from(self, pictures: Tensor, motion: Motion, which: Tensor) -> Tensor:
+        """The pixels [B*W*T, c, H, W] that pictures [B, c * m, N, h, w] have where places of frames were in picture
+        ``which`` [B, T]."""
         batch, ways, frames, height, width = motion.seen.shape
         block = self.block
-        mine = self.whose_pixels(pictures).sigmoid().to(pictures)
-        chosen = frames_at(torch.cat((pictures, mine), dim=1), which)
-        pixels = F.pixel_shuffle(fold_time(chosen).float(), block)
+        pixels = F.pixel_shuffle(fold_time(frames_at(pictures, which)).float(), block)
         pixels = pixels.view(batch, 1, frames, *pixels.shape[1:]).expand(-1, ways, -1, -1, -1, -1).flatten(0, 2)
         points = centres(height * block, width * block, like=motion.maps)
         places = points.view(height, block, width, block, 3).transpose(1, 2)
         # [..., h, w, 2, 3] times [h, w, pixels of a place, 3]
         found = torch.einsum("bhwck,hwijk->bhiwjc", motion.maps.flatten(0, 2), places).flatten(1, 2).flatten(2, 3)
-        seen = F.grid_sample(pixels, found, mode="bilinear", padding_mode="zeros", align_corners=False)
-        colours, share, mine = seen.tensor_split((seen.shape[1] - 2, seen.shape[1] - 1), dim=1)
-        is_seen = (motion.seen.flatten(0, 2)[:, None] > 0).to(share)
-        known = (share > 0.5) & (F.interpolate(is_seen, scale_factor=float(block)) > 0)
-        colours = torch.where(known, colours / share.clamp(min=0.5), torch.zeros_like(colours))
-        enlarged = torch.linalg.det(motion.maps.flatten(0, 2)[..., :2])[:, None].abs()
-        sharp = ((enlarged - BLURRED) / (SHARP - BLURRED)).clamp(0, 1)
-        firm = mine * F.interpolate(sharp, scale_factor=float(block)) * known
-        together = _move_together(motion.maps.flatten(0, 2), F.avg_pool2d(firm, block)[:, 0])[:, None].to(firm)
-        firm = firm * F.interpolate(together, scale_factor=float(block))
-        shown = F.pixel_unshuffle(torch.cat((colours, TRUST * known.to(colours), firm), dim=1), block)
-        shown = shown.view(batch, ways, frames, *shown.shape[1:]).transpose(2, 3)
-        return shown[:, :, : pictures.shape[1]].to(pictures.dtype), shown[:, :, pictures.shape[1] :]
+        return F.grid_sample(pixels, found, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+    def _paced(self, times: Tensor, given: Tensor, text: Tensor, is_whole: Tensor) -> Tensor:
+        """The times [B, T] of frames of <C, M>, in frames of the motion that is told: where the same picture is given
+        twice, as a loop's is, slowed down so that things are back where they were when it comes again."""
+        for row in range(len(given)):
+            wholes = torch.nonzero(is_whole[row]).flatten().tolist()
+            for first, last in pairwise(wholes):
+                picture, count = given[row : row + 1, :, first : first + 1], last - first
+                if count >= LEAST_LOOP and torch.equal(picture, given[row : row + 1, :, last : last + 1]):
+                    closed = self._closing(picture, text[row : row + 1], times[row, first], count)
+                    late = (torch.arange(times.shape[1], device=times.device) - first).clamp(0, count)
+                    times[row] -= late * (1 - closed / count)
+        return times
+
+    def _closing(self, picture: Tensor, text: Tensor, start: Tensor, count: int) -> float:
+        """After how many frames, half of ``count`` to all of them, a picture <C, M> [1, c, 1, h, w] of time ``start``
+        is forecast to come again and to go on as it did; ``count`` where it never is.
+
+        Of several times the latest that is about as good. Going on counts: half-way a pendulum is where it was, too.
+        """
+        moments = torch.arange(2 * (count + GOES_ON) + 1, device=picture.device) / 2
+        which = torch.zeros(1, len(moments), dtype=torch.long, device=picture.device)
+        motion = self.motion(picture, text, which, start.expand(which.shape), (start + moments)[None])
+        seen = self.moved(picture, motion, which).float().transpose(2, 3)[0].transpose(0, 1).flatten(1)
+        off = torch.stack(
+            [(seen[later : later + 2 * count + 1] - seen[later]).abs().mean(1) for later in (0, GOES_ON, 2 * GOES_ON)]
+        ).mean(0)
+        off = off / off.amax().clamp(min=1e-6)
+        worse = off + EARLIER_IS_WORSE * torch.linspace(1, 0, len(off), device=off.device)
+        best = count + int(worse[count:].argmin())
+        return best / 2 if float(off[best]) < CLOSED else float(count)
 
     def _looked_at(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Features of every picture [B*N, C, h, w], and of half and of a quarter as many places each way."""

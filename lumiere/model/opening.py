@@ -40,6 +40,11 @@ class Opening(nn.Module):
             down.copy_(changes[name].down)
             up.copy_(changes[name].scale * changes[name].up)
 
+    def changes(self, network: nn.Module) -> dict[str, LowRank]:
+        """The changes of the network's layers, by their names: what ``take`` takes."""
+        names = _weights(network)
+        return {name: LowRank(*both) for name, *both in zip(names, self.down, self.up, strict=True)}
+
     @contextmanager
     def worn(self, network: nn.Module) -> Iterator[None]:
         """Within it the network's image layers are changed; afterwards they are as before, bit for bit."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from functools import partial
 from os import PathLike
 from typing import Any, NamedTuple
 
@@ -14,11 +13,12 @@ import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from diffusers.utils import apply_lora_scale
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
 from lumiere.config import load_settings
 from lumiere.model import image_unet, motion
-from lumiere.model.forecast import Forecast
+from lumiere.model.forecast import Ahead, Forecast
 from lumiere.model.given_frames import Ends, GivenFrames
 from lumiere.model.given_words import GivenWords, Said
 from lumiere.model.image_unet import Heard
@@ -333,13 +333,14 @@ class STUNet(UNet2DConditionModel):
         """The prediction [B, out_channels, T, H, W] for noisy clips ``sample`` [B, in_channels, T, H, W].
 
         A widened network (``inflate.widen_input``) also takes them with <C, M> behind as more channels; without,
-        nothing is given. One that ``forecasts`` fills it with what given frames will look like at other moments. What
-        ``say_given`` said of some other <C, M> can be told as ``said_of_given`` among ``added_cond_kwargs``, beside
-        diffusers' own, and some other <C, M> [B, c, T', H, W] to whose frames to attend
-        as ``given_elsewhere``. diffusers' arguments in diffusers' order, and all of them per
-        clip: ``timestep`` a number or [B], ``encoder_hidden_states`` [B, L, D], ``encoder_attention_mask`` [B, L] (1:
-        keep), class labels and added embeddings [B, ...]. A clip of one frame passes as an image, without the temporal
-        layers.
+        nothing is given. One that ``forecasts`` fills it with what given frames will look like at other moments. Among
+        ``added_cond_kwargs``, beside diffusers' own, can be told what ``say_given`` said of some other <C, M> as
+        ``said_of_given``, some other <C, M> [B, c, T', H, W] to whose frames to attend as ``given_elsewhere``, and what
+        ``look_ahead`` saw of these clips as ``ahead``.
+
+        diffusers' arguments in diffusers' order, and all of them per clip: ``timestep`` a number or [B],
+        ``encoder_hidden_states`` [B, L, D], ``encoder_attention_mask`` [B, L] (1: keep), class labels and added
+        embeddings [B, ...]. A clip of one frame passes as an image, without the temporal layers.
         Raises ValueError for sizes that the network cannot halve, and for residuals, which no image level could place.
         """
         self._check_clip(sample)
@@ -388,12 +389,14 @@ class STUNet(UNet2DConditionModel):
         if given is not None and self.temporal.frames is not None:
             clean = hear(0)
             seen = self._look_at(given, clean if said is None else clean.with_words(states, said.is_said))
-        if self.temporal.forecast is not None and sample.shape[1] > self.config.in_channels and sample.shape[2] > 1:
+        if self.temporal.forecast is not None and sample.shape[1] > self.config.in_channels:
             noisy, known = sample.tensor_split([self.config.in_channels], dim=1)
-            text = mean_text(encoder_hidden_states, encoder_attention_mask)
+            ahead: Ahead | None = (added_cond_kwargs or {}).get("ahead")  # type: ignore[assignment]
             with torch.no_grad():
-                foreseen = self.temporal.forecast(known, noisy, text)
-            sample = torch.cat([noisy, foreseen], dim=1)
+                if ahead is None:
+                    ahead = self.look_ahead(known, encoder_hidden_states, encoder_attention_mask)
+                if ahead is not None:
+                    sample = torch.cat([noisy, self.temporal.forecast.shown(known, noisy, ahead)], dim=1)
         prediction = self._predict(sample, heard, told, seen)
         return UNet2DConditionOutput(prediction) if return_dict else (prediction,)
 
@@ -403,14 +406,23 @@ class STUNet(UNet2DConditionModel):
             raise ValueError("this network does not say what is given in words (inflate.add_given_words)")
         return self.temporal.words(given)
 
-    def carry(self, given: Tensor, states: Tensor, mask: Tensor | None = None) -> Callable[[Tensor], Tensor] | None:
-        """What makes clean clips [B, C, T, h, w] show the things that move as they are forecast from whole frames of
-        <C, M> [B, c, T, h, w] and texts [B, L, D], of which ``mask`` [B, L] keeps what is 1. None where no frame is
-        given whole. Raises ValueError for a network that forecasts nothing."""
-        forecaster = self._forecaster()
-        ahead = forecaster.ahead(given, mean_text(states, mask))
-        return None if ahead is None else partial(forecaster.carried, ahead=ahead)
+    @apply_forward_hook
+    def look_ahead(self, given: Tensor, states: Tensor, mask: Tensor | None = None) -> Ahead | None:
+        """What whole frames of <C, M> [B, c, T, h, w] will look like at other moments, as texts [B, L, D] say, of which
+        ``mask`` [B, L] keeps what is 1: the same at every step of sampling. None where this network forecasts
+        nothing, or of these."""
+        if self.temporal.forecast is None or given.shape[2] == 1:
+            return None
+        return self.temporal.forecast(given, mean_text(states, mask))
 
+    @apply_forward_hook
+    def carry(self, given: Tensor, states: Tensor, mask: Tensor | None = None) -> Callable[[Tensor], Tensor] | None:
+        """What makes clean clips [B, C, T, h, w] show the things that move as they are forecast (``look_ahead``). None
+        where no frame is given whole. Raises ValueError for a network that forecasts nothing."""
+        forecaster, ahead = self._forecaster(), self.look_ahead(given, states, mask)
+        return None if ahead is None else forecaster.carry(ahead)
+
+    @apply_forward_hook
     def shows_what_moves(self, given: Tensor) -> Tensor:
         """In which frames, <C, M> [B, c, 1, h, w], a thing is found that will move, [B]. Raises ValueError for one
         that forecasts nothing."""

@@ -152,7 +152,7 @@ class ForecastTraining(ClipStage):
         moments what is true and what the better forecast says."""
         batch, to_s, terse, known = self._held_out(NUM_SHOWN, 3)
         pictures, motion, which = self._forecast(batch, to_s, terse, known)
-        moved = self.forecaster.moved(pictures, motion, which)[0][:, :, : self.codec.channels].float()
+        moved = self.forecaster.moved(pictures, motion, which)[:, :, : self.codec.channels].float()
         true = self.books.at(batch, to_s).clips.to(moved.device)
         seen = torch.stack([self.codec.decode(way) for way in moved.unbind(1)], dim=1)
         best = (seen - true[:, None]).square().flatten(2).mean(2).argmin(1)

@@ -6,11 +6,12 @@ out of sight, which is what image networks find hard. Parts of it may be given, 
 
 from __future__ import annotations
 
+from itertools import cycle
 from pathlib import Path
 from typing import Literal
 
 import torch
-from peft import get_peft_model_state_dict
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from pydantic import Field
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from lumiere.conditioning.frames import MaskMix
 from lumiere.config import Settings
 from lumiere.data.batches import Batch, StorybookSettings
 from lumiere.model.inflate import add_opening
+from lumiere.model.stunet import STUNet
 from lumiere.model.style import LowRank, image_layers
 from lumiere.training.loop import LoopSettings
 from lumiere.training.noise import NoiseSettings
@@ -38,7 +40,7 @@ class OpeningSettings(Settings):
     data: StorybookSettings = StorybookSettings(num_frames=1, motion_from_start=True, first_moment=True)
     """Stills, the first frames of clips."""
     rank: int = Field(default=16, ge=1)
-    """How much of each layer can change."""
+    """How much of each layer can change. A base that draws openings with changes of this rank goes on with them."""
     given: MaskMix = MaskMix(first_frame=0, several_frames=0, cinemagraph=0)
     """How often what of the frame is given; never all of it."""
     noise: NoiseSettings = NoiseSettings()
@@ -66,7 +68,7 @@ class OpeningTraining(ClipStage):
             )
         self.settings = settings
         pipeline = frozen_pipeline(settings.start_from, seed=settings.loop.seed)
-        add_low_rank(pipeline.unet, list(image_layers(pipeline.unet)), rank=settings.rank)
+        _add_changes(pipeline.unet, settings.rank)
         pipeline.unet.to(memory_format=torch.channels_last)
         pipeline.register_to_config(num_frames=1)
         self.books = storybook(settings.data, settings.loop)
@@ -85,8 +87,14 @@ class OpeningTraining(ClipStage):
         """None: the few weights are read out of the network by their names."""
 
     def objects(self, batch: Batch) -> Tensor:
-        """Where the storybook drew the objects."""
-        return self.books.objects(batch)
+        """Where the storybook drew the objects; in scenes without one, where it drew that of another one.
+
+        So the shape of what is given does not say that there is a thing in the middle of it: words alone do.
+        """
+        rows = [row for row, scene in enumerate(batch.scenes) if scene.actors]
+        others = cycle(rows)
+        which = [row if scene.actors else next(others, row) for row, scene in enumerate(batch.scenes)]
+        return self.books.objects(batch)[which]
 
     def export(self, folder: Path) -> None:
         """The pipeline that was begun from, in bfloat16, that draws first frames by what was learned."""
@@ -102,3 +110,15 @@ class OpeningTraining(ClipStage):
         if self.settings.opening_frames is not None:
             pipeline.register_to_config(opening_frames=self.settings.opening_frames)
         pipeline.to(torch.bfloat16).save_pretrained(folder)
+
+
+def _add_changes(unet: STUNet, rank: int) -> None:
+    """Let the image layers be changed by matrices of a rank: those that the network draws openings with, or new ones
+    that change nothing yet."""
+    opening = unet.temporal.opening
+    learned = opening.changes(unet) if opening is not None and unet.settings.opening_rank == rank else {}
+    add_low_rank(unet, list(image_layers(unet)), rank=rank)
+    weights = {f"{name}.lora_A.weight": change.down for name, change in learned.items()}
+    weights |= {f"{name}.lora_B.weight": change.up for name, change in learned.items()}
+    if weights:
+        set_peft_model_state_dict(unet, {name: weight.detach().clone() for name, weight in weights.items()})
