@@ -71,9 +71,9 @@ class LumierePipeline(DiffusionPipeline):
     ``diffusion.sample``; no polish for networks that were not trained to doubt (``text_to_image``).
     ``seam_reach`` is how far, in pixels (or latents) and frames, what is made is moved to meet what is given: see
     ``conditioning.seams``; 0 leaves it as the network made it. For networks that forecast what whole given frames will
-    look like (``model.forecast``), ``carry_given`` lets clips show the things that move as forecast, and where nothing
-    is given, the first frame of a clip of ``opening_frames`` is made first and then given, if something is found in
-    it that will move; 0: it is not.
+    look like (``model.forecast``), ``carry_given`` lets clips show the things that move as forecast, and where no frame
+    is given whole, the first one of a clip of ``opening_frames`` is made first and then given, if something is found
+    in it that will move; 0: it is not.
     """
 
     scheduler: Any
@@ -289,10 +289,9 @@ class LumierePipeline(DiffusionPipeline):
         1, at which the finished clip is looked at again and cleaned of grain. ``seam_reach`` is how far what is made is
         moved to meet what is given, ``carry_given`` whether things that move are shown as they are forecast from a
         whole given frame, ``opening_frames`` of how many frames the clip is whose first one is made before, where none
-        is given whole (0: none is; the model's own counts where nothing at all is given). ``latents`` [B, C, T, h, w]
-        is standard normal noise in the network's space. ``super_resolution`` False leaves the clip as the base makes
-        it. ``conditioning`` is what of the clips is given, in their final size, and comes back as it is.
-        ``video`` [B, 3, T, H, W] in -1..1, in that size too, is a clip to
+        is given whole (0: none is). ``latents`` [B, C, T, h, w] is standard normal noise in the network's space.
+        ``super_resolution`` False leaves the clip as the base makes it. ``conditioning`` is what of the clips is given,
+        in their final size, and comes back as it is. ``video`` [B, 3, T, H, W] in -1..1, in that size too, is a clip to
         start from instead of noise: it is noised, and the last ``strength`` (above 0, up to 1) of the steps are taken
         from there, without restarts; 1 is noise alone. A callback may ask for "latents" and for "clean", the clip that
         the network had in mind at that step; the latents that it returns are gone on with. ``prompt_embeds`` and
@@ -322,9 +321,7 @@ class LumierePipeline(DiffusionPipeline):
         if source is not None and restarts:
             raise ValueError("restarts would make little of the video; leave them out, or give another strength")
         carries = self.config.carry_given if carry_given is None else carry_given
-        # Unasked only where nothing is given: a lone still of a region that is to be emptied shows a thing in it.
-        usual = self.config.opening_frames if given is None else 0
-        opening = usual if opening_frames is None else opening_frames
+        opening = self.config.opening_frames if opening_frames is None else opening_frames
         self._check_forecasts(carries, opening)
         plan = _Plan(
             *states,

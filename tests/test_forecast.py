@@ -125,12 +125,13 @@ def test_the_forecast_that_the_noisy_clip_is_like_is_shown(way: int, monkeypatch
     assert torch.equal(seen(forecast, given, noisy)[:, :12, 1:], both[:, way, :, 1:])
 
 
-def turning(period: float) -> Forecast:
-    """One that says that everything turns round and round, once in so many frames, from any moment on."""
+def turning(period: float, *, swings: bool = False) -> Forecast:
+    """One that says that everything turns round and round, once in so many frames, or swings to and fro."""
     forecast = told_to_move(2, 0, 0)
 
     def motion(pictures: Tensor, text: Tensor, which: Tensor, sources: Tensor, numbers: Tensor) -> Motion:
-        angles = (2 * math.pi / period) * (numbers - sources)[:, None].expand(-1, 2, -1)
+        angles = torch.stack([2 * math.pi / period * times for times in (numbers, sources)])
+        angles = (angles.sin() if swings else angles).diff(dim=0)[0].neg()[:, None].expand(-1, 2, -1)
         maps = torch.zeros(*angles.shape, 8, 8, 2, 3)
         maps[..., 0, 0] = maps[..., 1, 1] = angles.cos()[..., None, None]
         maps[..., 0, 1], maps[..., 1, 0] = -angles.sin()[..., None, None], angles.sin()[..., None, None]
@@ -151,6 +152,17 @@ def test_a_loop_closes_when_things_are_back_where_they_were(period: int, told: i
     per_frame = 2 * math.pi / period * told / 40
     expected = torch.cat([torch.arange(21), torch.arange(21, 41) - 40]) * per_frame
     assert torch.allclose(torch.exp(1j * angles), torch.exp(1j * expected), atol=1e-4)
+
+
+@pytest.mark.parametrize(("period", "told"), [(30, 30), (40, 40), (26, 26)])
+def test_what_swings_is_back_when_it_also_goes_on_as_it_did(period: int, told: int) -> None:
+    given = blocks_given(41, (0,))
+    given[:, :, 40] = given[:, :, 0]
+    ahead = turning(period, swings=True)(given, torch.zeros(1, 6))
+    assert ahead is not None
+    angles = torch.atan2(ahead.motion.maps[0, 0, :, 0, 0, 1, 0], ahead.motion.maps[0, 0, :, 0, 0, 0, 0])
+    expected = torch.sin(2 * math.pi / period * told / 40 * torch.arange(41))
+    assert torch.allclose(angles, expected, atol=1e-4)
 
 
 def test_where_another_picture_comes_last_nothing_is_slowed_down() -> None:

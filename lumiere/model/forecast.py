@@ -20,7 +20,7 @@ TOGETHER = 0.12
 """How far apart, in half pictures, the places may be that two maps of one thing's motion lead to."""
 LEAST_LOOP, GOES_ON = 16, 4
 """Fewest frames after which the same picture given again is a loop, and for how many more it must go on as it did."""
-CLOSED, EARLIER_IS_WORSE = 0.3, 0.3
+CLOSED, EARLIER_IS_WORSE = 0.3, 0.5
 """How far a forecast may be from the picture that comes again, as a share of the farthest that it is ever, and how much
 farther a later one may be for being nearer to the whole time."""
 BLURRED, SHARP = 0.3, 0.6
@@ -244,15 +244,17 @@ class Forecast(nn.Module):
         """After how many frames, half of ``count`` to all of them, a picture <C, M> [1, c, 1, h, w] of time ``start``
         is forecast to come again and to go on as it did; ``count`` where it never is.
 
-        Of several times the latest that is about as good. Going on counts: half-way a pendulum is where it was, too.
+        Of several times the latest that is about as good. Going on counts: half-way a pendulum is where it was, too;
+        but nothing is asked of times after ``count``, which may be longer than clips were when this was learned.
         """
-        moments = torch.arange(2 * (count + GOES_ON) + 1, device=picture.device) / 2
+        moments = torch.arange(2 * count + 1, device=picture.device) / 2
         which = torch.zeros(1, len(moments), dtype=torch.long, device=picture.device)
         motion = self.motion(picture, text, which, start.expand(which.shape), (start + moments)[None])
         seen = self.moved(picture, motion, which).float().transpose(2, 3)[0].transpose(0, 1).flatten(1)
-        off = torch.stack(
-            [(seen[later : later + 2 * count + 1] - seen[later]).abs().mean(1) for later in (0, GOES_ON, 2 * GOES_ON)]
-        ).mean(0)
+        off = torch.full((1 + GOES_ON, len(seen)), torch.nan, device=seen.device)
+        for later in range(1 + GOES_ON):
+            off[later, : len(seen) - 2 * later] = (seen[2 * later :] - seen[2 * later]).abs().mean(1)
+        off = off.nanmean(0)
         off = off / off.amax().clamp(min=1e-6)
         worse = off + EARLIER_IS_WORSE * torch.linspace(1, 0, len(off), device=off.device)
         best = count + int(worse[count:].argmin())
