@@ -18,6 +18,7 @@ from lumiere.cli.generate import chosen_prompts, chosen_seeds, clip_name, output
 from lumiere.cli.train import Train
 from lumiere.media import probe, read_clip
 from lumiere.model.stunet import STUNet
+from tests.test_openings import forecasting
 from tests.test_super_resolution import stage
 from tests.tiny_pipeline import tiny_pipeline
 from tests.tiny_unets import embedded
@@ -235,6 +236,27 @@ def test_steps_are_shifted_as_the_model_or_the_option_says(here: Path) -> None:
     # DDIM takes no timesteps of ours: it spreads them evenly, and the file says so.
     assert frames_and_shift("--sampler", "ddim")[1] == 1
     assert np.array_equal(frames_and_shift("--shift", "4", "--sampler", "euler")[0], own)
+
+
+def test_the_first_frame_is_made_first_as_the_model_or_the_option_says(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forecasting(opening_frames=4).save_pretrained(here / "model")
+
+    def frames_and_opening(*options: str) -> tuple[np.ndarray, int]:
+        path = here / "clip.webp"
+        assert generate(here / "model", "a red ball", "--out", str(path), *options) == 0
+        return read_clip(path)[0], load_clip_recipe(path).opening_frames
+
+    own, frames = frames_and_opening()
+    assert frames == 4
+    at_once, frames = frames_and_opening("--opening-frames", "0")
+    assert frames == 0 and not np.array_equal(own, at_once)
+    (here / "clip.webp").rename(here / "at_once.webp")
+    assert main(["generate", "--like", "at_once.webp", "--out", "again.webp"]) == 0
+    assert np.array_equal(read_clip(here / "again.webp")[0], at_once)
+    assert generate(here / "model", "a red ball", "--opening-frames", "3") == 2
+    assert "3 opening_frames" in capsys.readouterr().err
 
 
 def test_like_refuses_another_model_by_the_file_that_differs(

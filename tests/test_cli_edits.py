@@ -15,6 +15,7 @@ from lumiere.conditioning.frames import num_channels
 from lumiere.media import probe, read_clip, read_recipe, write_clip
 from lumiere.model.inflate import widen_input
 from tests.test_media_remake import video_with_sound
+from tests.test_openings import forecasting
 from tests.tiny_pipeline import tiny_pipeline
 
 
@@ -48,6 +49,25 @@ def run(model: Path, *words: str) -> int:
 
 def frames_of(path: Path) -> np.ndarray:
     return read_clip(path, fps=probe(path).fps)[0]
+
+
+def test_a_region_s_first_frame_is_made_first_as_is_said(here: Path) -> None:
+    forecasting(opening_frames=1).save_pretrained(here / "model")
+    made = {}
+    for name, options in (("own", []), ("still", ["--opening-frames", "1"]), ("at_once", ["--opening-frames", "0"])):
+        words = ["inpaint", "v.webp", "--mask", "mask.png", "a red ball", "--out", f"{name}.mp4", *options]
+        assert run(here / "model", *words, "--lossless") == 0
+        made[name] = frames_of(here / f"{name}.mp4")
+    assert np.array_equal(made["own"], made["still"]) and not np.array_equal(made["own"], made["at_once"])
+    assert read_recipe(here / "at_once.mp4")["opening_frames"] == 0
+
+
+def test_a_name_that_a_video_cannot_have_is_refused_before_the_work(
+    model: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(model, "inpaint", "v.webp", "--mask", "mask.png", "a red ball", "--out", "out.webp") == 2
+    told = capsys.readouterr()
+    assert "is written as .mp4" in told.err and "steps" not in told.out + told.err
 
 
 def test_animate_begins_with_the_image_in_a_lossless_file(model: Path, here: Path) -> None:

@@ -92,6 +92,7 @@ def model_wishes(pipeline: LumierePipeline, wishes: Wishes) -> Wishes:
         "num_inference_steps": pipeline.config.default_steps,
         "guidance_scale": pipeline.config.default_guidance_scale,
         "timestep_shift": pipeline.config.timestep_shift if takes_timesteps(pipeline.scheduler) else 1.0,
+        "opening_frames": pipeline.config.opening_frames,
         "scale": -(-CLEAR_WIDTH_PX // max(1, min(size))),
     }
 
@@ -132,6 +133,7 @@ def _frames(pipeline: LumierePipeline, recipe: ClipRecipe, progress: Progress) -
         num_inference_steps=recipe.num_inference_steps,
         guidance_scale=recipe.guidance_scale,
         timestep_shift=recipe.timestep_shift,
+        opening_frames=recipe.opening_frames,
         negative_prompt=recipe.negative_prompt or None,
         generator=torch.Generator().manual_seed(recipe.seed),
         output_type="pt",

@@ -22,6 +22,8 @@ class ClipRecipe(Settings):
     num_inference_steps: int
     guidance_scale: float
     timestep_shift: float = 1.0
+    opening_frames: int = 0
+    """Of how many frames the clip is whose first one was made first; 0: all frames were made at once."""
     super_resolution: bool = True
     """Whether what the base made was made larger, where the model can."""
     sampler: str | None = None

@@ -43,6 +43,7 @@ from lumiere.diffusion.sample import num_steps_taken
 from lumiere.media import (
     VideoInfo,
     check_writable,
+    check_writable_like,
     probe,
     read_clip,
     read_image,
@@ -69,7 +70,7 @@ def run_edit(wishes: GivenOptions) -> None:
     """
     make, source = prepared(wishes)
     out = wishes.out or Path("outputs") / f"{_name(wishes)}-{wishes.verb}.mp4"
-    check_writable(out)
+    (check_writable if source is None else check_writable_like)(out)
     styles = wishes.chosen_styles()
     placement = choose_placement(wishes.device or "auto", wishes.dtype or "auto")
     pipeline = load_pipeline(wishes.model, placement)
@@ -89,6 +90,7 @@ def run_edit(wishes: GivenOptions) -> None:
             "negative_prompt": wishes.negative_prompt or None,
             "num_inference_steps": steps,
             "guidance_scale": wishes.guidance,
+            "opening_frames": wishes.opening_frames,
             "generator": torch.Generator().manual_seed(wishes.seed),
             "super_resolution": not wishes.base_only,
             "callback_on_step_end": advance,

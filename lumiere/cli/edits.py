@@ -36,6 +36,9 @@ class GivenOptions(StyleOptions):
     guidance: Annotated[float | None, unset("X")] = None
     """How closely to follow the prompt; 1 is no guidance."""
 
+    opening_frames: Annotated[int | None, unset("N")] = None
+    """Where no frame is given whole, the first is made first, as that of so many (1: a still); 0 makes all at once."""
+
     base_only: bool = False
     """Leave the clip as the base makes it, without super-resolution."""
 

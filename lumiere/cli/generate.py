@@ -57,6 +57,9 @@ class Generate(StyleOptions):
     shift: Annotated[float | None, unset("X")] = None
     """Above 1 more of the steps fall where there is much noise, where motion is decided; 1 spreads them evenly."""
 
+    opening_frames: Annotated[int | None, unset("N")] = None
+    """The first frame is made first, as that of so many (1: a still), and brought to life; 0 makes all at once."""
+
     base_only: bool = False
     """Leave the clip as the base makes it, small, without super-resolution."""
 
@@ -105,6 +108,7 @@ class Generate(StyleOptions):
             "num_inference_steps": self.steps,
             "guidance_scale": self.guidance,
             "timestep_shift": self.shift,
+            "opening_frames": self.opening_frames,
             "sampler": self.sampler,
             "super_resolution": False if self.base_only else None,
             "scale": self.scale,

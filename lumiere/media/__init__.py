@@ -9,7 +9,7 @@ from lumiere.media.image import read_image, read_mask_image
 from lumiere.media.picture import BrokenOff, VideoInfo
 from lumiere.media.read import VIDEO_SUFFIXES, iterate_frames, probe, read_clip
 from lumiere.media.recipe import read_recipe
-from lumiere.media.remake import write_like
+from lumiere.media.remake import check_writable_like, write_like
 from lumiere.media.write import check_writable, write_clip
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "BrokenOff",
     "VideoInfo",
     "check_writable",
+    "check_writable_like",
     "decode_mp4",
     "iterate_frames",
     "probe",

@@ -24,6 +24,13 @@ LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}
 """Names of FFmpeg for so many channels; files often tell only their number. Others are mixed down to two."""
 
 
+def check_writable_like(path: str | Path) -> None:
+    """Raise ValueError unless a video made again can be written there: as ``check_writable``, and only to ``.mp4``."""
+    if Path(path).suffix.lower() != ".mp4":
+        raise ValueError(f"{path}: a video with its sound is written as .mp4 (give a name that ends in .mp4)")
+    check_writable(path)
+
+
 def write_like(
     pictures: Iterator[np.ndarray],
     path: str | Path,
@@ -40,10 +47,8 @@ def write_like(
     name only when all is written. Raises ValueError when the path cannot be written or is no ``.mp4``, and when no
     picture comes.
     """
+    check_writable_like(path)
     path = Path(path)
-    if path.suffix.lower() != ".mp4":
-        raise ValueError(f"{path}: a video with its sound is written as .mp4 (give a name that ends in .mp4)")
-    check_writable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     rate = Fraction(fps).limit_denominator(100_000)
     comment = recipe_json(recipe) if recipe is not None else ""
