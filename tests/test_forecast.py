@@ -248,6 +248,33 @@ def test_where_no_frame_says_more_than_others_nothing_is_carried() -> None:
     bars = torch.ones(1, 1, 3, 4, 4)
     bars[..., 0, :], bars[:, :, 1:] = 0, 0
     assert whole_frames(bars).tolist() == [[True, False, False]]
+    # Around a hole that grows: the first frame holds all that is given in any, but not what is in the hole.
+    holes = torch.ones(1, 1, 3, 6, 6)
+    holes[:, :, 0, 2:4, 2:4], holes[:, :, 1:, 1:5, 1:5] = 0, 0
+    assert not whole_frames(holes).any()
+    # All of a picture, and then only what lies around a region of it (a cinemagraph).
+    holes[:, :, 0] = 1
+    assert whole_frames(holes).tolist() == [[True, False, False]]
+
+
+@pytest.mark.parametrize("way", [0, 1])
+def test_given_parts_of_later_frames_say_which_forecast_is_true(way: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What moves left or right; of later frames the right third is given."""
+    given, forecast = blocks_given(3, (0,)), told_to_move(2, 0, 0)
+    plain = ahead_of(forecast, given, own=200.0)
+    maps = plain.motion.maps.clone()
+    maps[:, 0, 1:, ..., 0, 2], maps[:, 1, 1:, ..., 0, 2] = 0.5, -0.5
+    monkeypatch.setattr(forecast, "motion", lambda *_: Motion(maps, plain.motion.seen))
+    both = ahead_of(forecast, given, own=200.0)
+    assert torch.equal(both.motion.maps, maps)
+    part = given.clone()
+    part[:, 12:, 1:, :, 5:] = 1
+    part[:, :12, 1:, :, 5:] = both.shown[:, way, :12, 1:, :, 5:]
+    for own, is_told in ((200.0, True), (-200.0, False)):
+        told = ahead_of(forecast, part, own=own)
+        assert torch.equal(told.motion.maps, maps[:, [way, way]] if is_told else maps)
+        assert torch.equal(told.shown[:, 0], told.shown[:, 1]) == is_told
+        assert torch.equal(told.is_open[0, 0, 1, 0], torch.arange(8) < 5)
 
 
 @pytest.mark.parametrize("family", ["embedded", "sd1"])

@@ -18,6 +18,8 @@ TRUST = 0.5
 """What M is where C is forecast (1: given, 0: nothing is known)."""
 TOGETHER = 0.12
 """How far apart, in half pictures, the places may be that two maps of one thing's motion lead to."""
+LEAST_SEEN = 16
+"""Pixels of things that move, of all frames, that say which of two forecasts is true."""
 LEAST_LOOP, GOES_ON = 16, 4
 """Fewest frames after which the same picture given again is a loop, and for how many more it must go on as it did."""
 CLOSED, EARLIER_IS_WORSE = 0.3, 0.5
@@ -126,9 +128,13 @@ class Forecast(nn.Module):
             pictures = given[:, :, needed]
             times = self._paced(times, given, text, is_whole)
         motion = self.motion(pictures, text, which, times.gather(1, sources), times)
-        is_open = (is_whole.any(1, keepdim=True) & ~is_whole)[:, None, :, None, None]
-        is_open = is_open & (share.amax(1, keepdim=True) == 0)
-        return Ahead(self.moved(pictures, motion, which), is_open, pictures, motion, which)
+        is_later = (is_whole.any(1, keepdim=True) & ~is_whole)[:, None, :, None, None]
+        is_open = is_later & (share.amax(1, keepdim=True) == 0)
+        ahead = Ahead(self.moved(pictures, motion, which), is_open, pictures, motion, which)
+        is_seen = is_later & (share.amin(1, keepdim=True) > 0)
+        if given.device.type == "meta" or not bool(is_seen.any()):
+            return ahead
+        return self._as_is_seen(ahead, given[:, : self.picture_channels], is_seen)
 
     def shown(self, given: Tensor, noisy: Tensor, ahead: Ahead) -> Tensor:
         """<C, M> [B, c, T, h, w] of noisy clips [B, C, T, h, w], with forecasts of frames of which less is given."""
@@ -268,6 +274,18 @@ class Forecast(nn.Module):
         middle = self.look_middle(fine)
         return fine, middle, self.look_coarse(middle)
 
+    def _as_is_seen(self, ahead: Ahead, given: Tensor, is_seen: Tensor) -> Ahead:
+        """The forecasts, both the one that parts of later frames, C [B, C, T, h, w], show, where these are given
+        (``is_seen`` [B, 1, T, h, w]) and enough of what moves is, or was to be, in them."""
+        counts = self.firm(ahead).amax(1).repeat(1, self.picture_channels // self.block**2, 1, 1, 1) * is_seen
+        wrong = (ahead.shown[:, :, : self.picture_channels] - given[:, None]).square() * counts[:, None]
+        told = torch.arange(self.WAYS, device=given.device).expand(len(given), -1)
+        likelier = wrong.float().flatten(2).sum(2).argmin(1, keepdim=True)
+        is_told = counts.float().flatten(1).sum(1, keepdim=True) >= LEAST_SEEN * self.picture_channels / self.block**2
+        rows, ways = torch.arange(len(given), device=given.device)[:, None], torch.where(is_told, likelier, told)
+        motion = Motion(ahead.motion.maps[rows, ways], ahead.motion.seen[rows, ways])
+        return ahead._replace(shown=ahead.shown[rows, ways], motion=motion)
+
     def _first_is_likelier(self, shown: Tensor, noisy: Tensor) -> Tensor:
         """Whether the first of two forecasts [B, W, c, T, h, w] is nearer to the noisy clips, [B].
 
@@ -319,10 +337,19 @@ def _move_together(maps: Tensor, weight: Tensor) -> Tensor:
 
 
 def whole_frames(share: Tensor) -> Tensor:
-    """Which frames [B, T] hold all that is given in any, of which ``share`` [B, m, T, h, w] says how much of places is;
-    none where nothing is given."""
+    """Which frames [B, T] hold all that is given in any, of which ``share`` [B, m, T, h, w] says how much of places is,
+    and that without a hole: what a picture fills, with or without bars beside it. None where nothing is given."""
     most = share.amax(2, keepdim=True)
-    return (share >= most).flatten(3).all(3).all(1) & (most.flatten(1).amax(1) > 0)[:, None]
+    holds_all = (share >= most).flatten(3).all(3).all(1) & (most.flatten(1).amax(1) > 0)[:, None]
+    is_there = share.amax(1) > 0
+    rows, columns = (_between(is_there.any(axis)) for axis in (-1, -2))
+    return holds_all & (is_there == (rows[..., :, None] & columns[..., None, :])).flatten(2).all(2)
+
+
+def _between(is_there: Tensor) -> Tensor:
+    """All places [..., N] from the first that is true to the last."""
+    after, before = (side.to(torch.int32).cummax(-1).values > 0 for side in (is_there, is_there.flip(-1)))
+    return after & before.flip(-1)
 
 
 def _chosen(ways: Tensor, is_first: Tensor) -> Tensor:
