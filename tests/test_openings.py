@@ -73,6 +73,11 @@ def test_a_first_frame_in_which_nothing_moves_is_not_gone_on_with() -> None:
     by_colour = torch.where(pictures[:, :1].expand(-1, 4, -1, -1, -1) > 0, 9.0, -9.0)
     forecast.whose_pixels = lambda _: by_colour
     assert pipeline.unet.shows_what_moves(pictures).tolist() == [False, True]
+    for share, is_enough in ((0.05, False), (0.07, True)):
+        tiny = torch.full((1, 4, 1, 50, 50), -9.0)
+        tiny.view(-1)[: int(share * tiny.numel())] = 9
+        forecast.whose_pixels = lambda _, tiny=tiny: tiny
+        assert pipeline.unet.shows_what_moves(pictures[:1]).tolist() == [is_enough]
     given = kept_region(torch.ones(2, 3, FRAMES, 16, 16), torch.ones(2, 1, 1, 16, 16))
     opened = given.opened_with(torch.ones(2, 3, 16, 16), torch.tensor([False, True]))
     assert not opened.mask[0].any() and not opened.pixels[0].any()

@@ -34,8 +34,9 @@ from lumiere.model.temporal import (
 )
 from lumiere.video import fold_time, unfold_time
 
-LEAST_PIXELS = 4
-"""A thing that moves is at least so large."""
+LEAST_SHARE = 0.06
+"""Of a picture, that a thing covers which can be brought to life from it. Of a smaller one, such as what is to grow,
+too little is seen."""
 
 
 class TemporalLayers(nn.Module):
@@ -424,10 +425,10 @@ class STUNet(UNet2DConditionModel):
 
     @apply_forward_hook
     def shows_what_moves(self, given: Tensor) -> Tensor:
-        """In which frames, <C, M> [B, c, 1, h, w], a thing is found that will move, [B]. Raises ValueError for one
-        that forecasts nothing."""
-        found = (self._forecaster().whose_pixels(given) > 0).flatten(1).sum(1)
-        return found >= LEAST_PIXELS
+        """In which frames, <C, M> [B, c, 1, h, w], a thing is found that will move and is not tiny, [B]. Raises
+        ValueError for a network that forecasts nothing."""
+        found = (self._forecaster().whose_pixels(given) > 0).flatten(1).float().mean(1)
+        return found >= LEAST_SHARE
 
     def _forecaster(self) -> Forecast:
         if self.temporal.forecast is None:
