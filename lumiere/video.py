@@ -102,3 +102,9 @@ def contact_sheet(clip: Tensor, *, columns: int = 10, every: int = 1, scale: int
         top, left = index // columns * (height + 1), index % columns * (width + 1)
         sheet[top : top + height, left : left + width] = frame
     return sheet.repeat(scale, axis=0).repeat(scale, axis=1)
+
+
+def between(is_there: Tensor) -> Tensor:
+    """All places [..., N] from the first that is true to the last."""
+    after, before = (side.to(torch.int32).cummax(-1).values > 0 for side in (is_there, is_there.flip(-1)))
+    return after & before.flip(-1)

@@ -13,7 +13,7 @@ import pytest
 
 from lumiere import SuperResolution
 from lumiere.cli import VERBS, main, parse
-from lumiere.cli.clip_recipe import load_clip_recipe
+from lumiere.cli.clip_recipe import ClipRecipe, load_clip_recipe
 from lumiere.cli.generate import chosen_prompts, chosen_seeds, clip_name, output_paths
 from lumiere.cli.train import Train
 from lumiere.media import probe, read_clip
@@ -221,13 +221,19 @@ def test_options_beside_like_replace_what_the_file_says(model: Path, here: Path)
     assert not np.array_equal(read_clip(here / "first.webp")[0], read_clip(here / "other.webp")[0])
 
 
+def made_by_model(here: Path, *options: str) -> tuple[np.ndarray, ClipRecipe]:
+    """The frames and the recipe of here/clip.webp, made by the model in here/model."""
+    path = here / "clip.webp"
+    assert generate(here / "model", "a red ball", "--out", str(path), *options) == 0
+    return read_clip(path)[0], load_clip_recipe(path)
+
+
 def test_steps_are_shifted_as_the_model_or_the_option_says(here: Path) -> None:
     tiny_pipeline(timestep_shift=4.0).use_scheduler("euler").save_pretrained(here / "model")
 
     def frames_and_shift(*options: str) -> tuple[np.ndarray, float]:
-        path = here / "clip.webp"
-        assert generate(here / "model", "a red ball", "--out", str(path), *options) == 0
-        return read_clip(path)[0], load_clip_recipe(path).timestep_shift
+        frames, recipe = made_by_model(here, *options)
+        return frames, recipe.timestep_shift
 
     own, shift = frames_and_shift()
     assert shift == 4
@@ -244,9 +250,8 @@ def test_the_first_frame_is_made_first_as_the_model_or_the_option_says(
     forecasting(opening_frames=4).save_pretrained(here / "model")
 
     def frames_and_opening(*options: str) -> tuple[np.ndarray, int]:
-        path = here / "clip.webp"
-        assert generate(here / "model", "a red ball", "--out", str(path), *options) == 0
-        return read_clip(path)[0], load_clip_recipe(path).opening_frames
+        frames, recipe = made_by_model(here, *options)
+        return frames, recipe.opening_frames
 
     own, frames = frames_and_opening()
     assert frames == 4

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lumiere.data.drawing import BACKGROUNDS, COLOURS, draw
 from lumiere.data.outlines import OUTLINES
-from lumiere.video import FPS
+from lumiere.video import FPS, between
 
 OBJECTS = tuple(OUTLINES)
 REPEATING_MOTIONS = ("bounce", "swing", "orbit", "spin", "pulse")
@@ -266,8 +266,7 @@ def object_region(clip: Tensor, empty: Tensor) -> Tensor:
 def _span(is_there: Tensor, margin: int) -> Tensor:
     """All places [..., N] between the first and the last that is true, and ``margin`` beyond both."""
     wide = F.max_pool1d(is_there.float().flatten(0, -2), 2 * margin + 1, stride=1, padding=margin).view(is_there.shape)
-    after_first, before_last = wide.cummax(-1).values, wide.flip(-1).cummax(-1).values.flip(-1)
-    return (after_first * before_last) > 0
+    return between(wide > 0)
 
 
 def frame_times(num_frames: int = 80, *, start_s: float = 0.0) -> Tensor:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lumiere.model.temporal import ChannelNorm
-from lumiere.video import fold_time, frames_at, unfold_time
+from lumiere.video import between, fold_time, frames_at, unfold_time
 
 TRUST = 0.5
 """What M is where C is forecast (1: given, 0: nothing is known)."""
@@ -342,14 +342,8 @@ def whole_frames(share: Tensor) -> Tensor:
     most = share.amax(2, keepdim=True)
     holds_all = (share >= most).flatten(3).all(3).all(1) & (most.flatten(1).amax(1) > 0)[:, None]
     is_there = share.amax(1) > 0
-    rows, columns = (_between(is_there.any(axis)) for axis in (-1, -2))
+    rows, columns = (between(is_there.any(axis)) for axis in (-1, -2))
     return holds_all & (is_there == (rows[..., :, None] & columns[..., None, :])).flatten(2).all(2)
-
-
-def _between(is_there: Tensor) -> Tensor:
-    """All places [..., N] from the first that is true to the last."""
-    after, before = (side.to(torch.int32).cummax(-1).values > 0 for side in (is_there, is_there.flip(-1)))
-    return after & before.flip(-1)
 
 
 def _chosen(ways: Tensor, is_first: Tensor) -> Tensor:
