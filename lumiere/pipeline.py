@@ -337,6 +337,7 @@ class LumierePipeline(DiffusionPipeline):
             seam_reach=self.config.seam_reach if seam_reach is None else seam_reach,
             carries_given=carries,
         )
+        check_seam_reach(plan.seam_reach)
         noise = self._noise(shape, generators, latents)
         opened = given
         with self.progress_bar(total=plan.num_passes(self.scheduler, 1.0 if source is None else strength)) as bar:
@@ -380,10 +381,15 @@ class LumierePipeline(DiffusionPipeline):
         strength: float = 1.0,
     ) -> Iterator[Step]:
         """The steps of the base to clips of a shape, of which something is given."""
-        beside, known = self._known(given, plan, shape)
+        guided = self._guided(plan, given)
+        known = None if given is None else self._known(given, plan, guided, shape)
+        frames = self.config.num_frames
+        windows = clip_windows(shape, frames=frames, frames_overlap=frames // 2) if self._is_in_windows(shape) else None
 
         def denoiser(scale: float, interval: Sequence[float]) -> Denoiser:
-            return self._denoiser(plan.told, plan.not_told, scale, interval, beside, known, shape)
+            again = guided.again(scale=scale, timesteps=self._timesteps(interval))
+            whole = again if windows is None else Windowed(again, windows)
+            return bounded(whole, self.scheduler, is_limited=self.vae is None, known=known)
 
         return sample(
             denoiser(plan.scale, plan.interval),
@@ -477,18 +483,31 @@ class LumierePipeline(DiffusionPipeline):
         small = resize_clip(video, (video.shape[-2] // enlarged, video.shape[-1] // enlarged))
         return self.codec.encode(small).to(self._execution_device)
 
-    def _known(
-        self, given: Conditioning | None, plan: _Plan, shape: tuple[int, ...]
-    ) -> tuple[Beside | None, Known | None]:
-        """What is given of the clips, as the network sees it beside them, and as it is put back into them."""
-        check_seam_reach(plan.seam_reach)
-        if given is None:
-            return None, None
-        beside, carry = given.encoded(self.codec), None
-        if plan.carries_given and not self._is_in_windows(shape):
-            carry = self.unet.carry(beside.to(self.unet.dtype), plan.told.states, plan.told.mask)
-        join = seam_remover(given, self.codec, reach=plan.seam_reach)
-        return Beside(beside), Known(*given.kept(self.codec), join, carry)
+    def _guided(self, plan: _Plan, given: Conditioning | None) -> Guided:
+        """The network, told what to make and what not, and what is given."""
+        return Guided(
+            self.unet,
+            plan.told,
+            negative=plan.not_told,
+            scale=plan.scale,
+            timesteps=self._timesteps(plan.interval),
+            rescale=self.config.guidance_rescale,
+            is_batched=self._execution_device.type != "cpu",
+            beside=None if given is None else Beside(given.encoded(self.codec)),
+        )
+
+    def _timesteps(self, interval: Sequence[float]) -> tuple[float, float]:
+        """The first and the last timestep of a part of the noise schedule."""
+        count = self.scheduler.config.num_train_timesteps
+        low, high = interval
+        return low * count - 1, high * count - 1
+
+    def _known(self, given: Conditioning, plan: _Plan, guided: Guided, shape: tuple[int, ...]) -> Known:
+        """What is given of the clips, as it is put back into them."""
+        carries = plan.carries_given and not self._is_in_windows(shape)
+        ahead = guided.conditional.look_ahead() if carries else None
+        carry = None if ahead is None else self.unet.carry(ahead)
+        return Known(*given.kept(self.codec), seam_remover(given, self.codec, reach=plan.seam_reach), carry)
 
     def _is_in_windows(self, shape: tuple[int, ...]) -> bool:
         """Whether clips of a shape are made in windows of the network's own length.
@@ -496,35 +515,6 @@ class LumierePipeline(DiffusionPipeline):
         A few frames more are no other clip to the network, such as a loop's first one again at the end.
         """
         return 1 < self.config.num_frames < shape[2] - self.unet.temporal_factor
-
-    def _denoiser(
-        self,
-        told: TextStates,
-        not_told: TextStates,
-        scale: float,
-        interval: Sequence[float],
-        beside: Beside | None,
-        known: Known | None,
-        shape: tuple[int, ...],
-    ) -> Denoiser:
-        """The network, told what to make and what not, and what is given; in windows for clips longer than its own."""
-        count = self.scheduler.config.num_train_timesteps
-        low, high = interval
-        guided = Guided(
-            self.unet,
-            told,
-            negative=not_told,
-            scale=scale,
-            timesteps=(low * count - 1, high * count - 1),
-            rescale=self.config.guidance_rescale,
-            is_batched=self._execution_device.type != "cpu",
-            beside=beside,
-        )
-        denoiser: Denoiser = guided
-        if self._is_in_windows(shape):
-            frames = self.config.num_frames
-            denoiser = Windowed(guided, clip_windows(shape, frames=frames, frames_overlap=frames // 2))
-        return bounded(denoiser, self.scheduler, is_limited=self.vae is None, known=known)
 
     def _noise(self, shape: tuple[int, ...], generators: list[torch.Generator], latents: Tensor | None) -> Tensor:
         if latents is None:

@@ -254,5 +254,9 @@ def test_what_a_network_foresees_is_looked_at_once_for_each_part_and_text() -> N
     for _ in range(2):
         for where in (whole, late, one):
             guided(noisy[(..., *where)], time, where)
+    unguided = guided.again(scale=1, timesteps=(0, 1000))
+    assert torch.equal(unguided(noisy, time, whole), guided.conditional(noisy, time, whole))
     assert asked == [(mean, length) for mean in (1.5, 2.5, 3.0) for length in (2, 6)]
-    assert told == 2 * [1.5, 1.5, 2.5, 2.5, None, None]
+    assert told == 2 * [1.5, 1.5, 2.5, 2.5, None, None] + 2 * [1.5]
+    assert guided.scale == 3 and float(guided.conditional.look_ahead(late)) == 2.5
+    assert Guided(network, text(1), negative=text(2), scale=3).conditional.look_ahead() is None

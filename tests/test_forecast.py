@@ -240,10 +240,12 @@ def test_of_two_forecasts_that_is_carried_which_the_clip_shows(way: int, monkeyp
 def test_where_no_frame_says_more_than_others_nothing_is_carried() -> None:
     stunet = add_forecast(network("embedded"))
     states = torch.zeros(1, 3, stunet.config.cross_attention_dim)
-    assert stunet.carry(torch.zeros_like(first_given(stunet, 8)), states) is None
-    assert stunet.carry(first_given(stunet, 8), states) is not None
+    assert stunet.look_ahead(torch.zeros_like(first_given(stunet, 8)), states) is None
+    ahead = stunet.look_ahead(first_given(stunet, 8), states)
+    assert ahead is not None and stunet.carry(ahead) is not None
+    assert network("embedded").look_ahead(first_given(stunet, 8), states) is None
     with pytest.raises(ValueError, match="does not forecast"):
-        network("embedded").carry(first_given(stunet, 8), states)
+        network("embedded").carry(ahead)
     assert whole_frames(torch.ones(1, 4, 3, 2, 2)).all() and not whole_frames(torch.zeros(1, 4, 3, 2, 2)).any()
     bars = torch.ones(1, 1, 3, 4, 4)
     bars[..., 0, :], bars[:, :, 1:] = 0, 0

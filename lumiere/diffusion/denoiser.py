@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -52,9 +53,9 @@ class Conditioned:
         assert len(states) == len(noisy), (states.shape, noisy.shape)
         seen, added = noisy.to(states.dtype), dict(self.text.added())
         if self.beside.clips is not None:
-            beside = self.beside.clips[(..., *where)].to(seen)
-            seen = torch.cat([seen, beside], dim=1)
-            added |= self._seen_ahead(beside, where)
+            seen = torch.cat([seen, self._beside(where)], dim=1)
+            ahead = self.look_ahead(where)
+            added |= {} if ahead is None else {"ahead": ahead}
         told: dict[str, Any] = {} if self.beside.labels is None else {"class_labels": self.beside.labels}
         if added:
             told["added_cond_kwargs"] = added
@@ -62,16 +63,20 @@ class Conditioned:
         answer = answer[:, : noisy.shape[1]].float()
         return answer if self.beside.start is None else answer + self.beside.start[(..., *where)].float()
 
-    def _seen_ahead(self, beside: Tensor, where: Window) -> dict[str, Any]:
-        """What the network foresees of what lies beside that part of the clip, where it does: looked at once, as it is
-        the same at every step."""
-        if not hasattr(self.network, "look_ahead"):
-            return {}
+    def look_ahead(self, where: Window = WHOLE) -> Any | None:
+        """What the network foresees of what lies beside that part of the clip, if it does: looked at once, as it is the
+        same at every step."""
+        if self.beside.clips is None or not hasattr(self.network, "look_ahead"):
+            return None
         part = str(where)
         if part not in self._ahead:
             with torch.no_grad():
-                self._ahead[part] = self.network.look_ahead(beside, self.text.states, self.text.mask)
-        return {} if self._ahead[part] is None else {"ahead": self._ahead[part]}
+                self._ahead[part] = self.network.look_ahead(self._beside(where), self.text.states, self.text.mask)
+        return self._ahead[part]
+
+    def _beside(self, where: Window) -> Tensor:
+        assert self.beside.clips is not None
+        return self.beside.clips[(..., *where)].to(self.text.states)
 
 
 class Guided:
@@ -99,6 +104,12 @@ class Guided:
         self.unconditional = Conditioned(network, negative, beside)
         self.both = Conditioned(network, _joined(negative, prompt), _twice(beside)) if is_batched else None
         self.scale, self.timesteps, self.rescale = scale, timesteps, rescale
+
+    def again(self, *, scale: float, timesteps: tuple[float, float]) -> Guided:
+        """The same, guided otherwise; what the network has foreseen is not looked at again."""
+        other = copy(self)
+        other.scale, other.timesteps = scale, timesteps
+        return other
 
     def __call__(self, noisy: Tensor, timestep: Tensor, where: Window = WHOLE) -> Tensor:
         """The guided prediction [B, C, T, H, W]."""

@@ -417,11 +417,10 @@ class STUNet(UNet2DConditionModel):
         return self.temporal.forecast(given, mean_text(states, mask))
 
     @apply_forward_hook
-    def carry(self, given: Tensor, states: Tensor, mask: Tensor | None = None) -> Callable[[Tensor], Tensor] | None:
-        """What makes clean clips [B, C, T, h, w] show the things that move as they are forecast (``look_ahead``). None
-        where no frame is given whole. Raises ValueError for a network that forecasts nothing."""
-        forecaster, ahead = self._forecaster(), self.look_ahead(given, states, mask)
-        return None if ahead is None else forecaster.carry(ahead)
+    def carry(self, ahead: Ahead) -> Callable[[Tensor], Tensor]:
+        """What makes clean clips [B, C, T, h, w] show the things that move as ``look_ahead`` has seen them. Raises
+        ValueError for a network that forecasts nothing."""
+        return self._forecaster().carry(ahead)
 
     @apply_forward_hook
     def shows_what_moves(self, given: Tensor) -> Tensor:
