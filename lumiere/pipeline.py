@@ -30,8 +30,6 @@ from lumiere.diffusion.sample import (
     check_polish,
     check_restarts,
     draw_noise,
-    num_restart_steps,
-    num_steps_taken,
     sample,
 )
 from lumiere.diffusion.schedulers import check_scheduler, named_scheduler
@@ -340,7 +338,7 @@ class LumierePipeline(DiffusionPipeline):
         check_seam_reach(plan.seam_reach)
         noise = self._noise(shape, generators, latents)
         opened = given
-        with self.progress_bar(total=plan.num_passes(self.scheduler, 1.0 if source is None else strength)) as bar:
+        with self.progress_bar(total=steps) as bar:
             if source is None and self._needs_opening(shape, given, opening):
                 short = (*shape[:2], opening, *shape[3:])
                 with self.unet.drawing_openings() if opening == 1 else nullcontext():
@@ -356,6 +354,7 @@ class LumierePipeline(DiffusionPipeline):
                 # Of one in which nothing is found to move nothing could be carried on.
                 opened = given.opened_with(made[:, :, 0], self.unet.shows_what_moves(still.to(self.unet.dtype)))
             for step in self._steps(plan, shape, opened, noise, source=source, strength=strength):
+                bar.total = step.num_steps  # Restarts, polish and strength count, and some schedulers look twice.
                 self._tell(callback_on_step_end, step, asked)
                 bar.update()
         clip = self.codec.decode(step.clip)
@@ -586,11 +585,6 @@ class _Plan:
     polish: Sequence[float]
     seam_reach: float
     carries_given: bool
-
-    def num_passes(self, scheduler: Any, strength: float) -> int:
-        """How many steps it takes, the last ``strength`` of the first ones."""
-        taken = num_steps_taken(self.steps, strength) + num_restart_steps(self.steps, self.restarts)
-        return taken * len(scheduler.timesteps) // self.steps + len(self.polish)
 
 
 def embedded_weights() -> Path:

@@ -100,13 +100,19 @@ def test_cinemagraph_and_interpolate_keep_what_is_given(model: Path, here: Path)
     np.testing.assert_array_equal(frames[-1], last)
 
 
-@pytest.mark.parametrize("region", [("--mask", "mask.png"), ("--mask", "mask.webp"), ("--box", "0:0,0,16,8")])
-def test_inpaint_keeps_every_pixel_outside(model: Path, here: Path, region: tuple[str, str]) -> None:
+HALF = "0:0,0,16,8"
+
+
+@pytest.mark.parametrize(
+    "region",
+    [("--mask", "mask.png"), ("--mask", "mask.webp"), ("--box", HALF), ("--box", HALF, "--box", f"7{HALF[1:]}")],
+)
+def test_inpaint_keeps_every_pixel_outside(model: Path, here: Path, region: tuple[str, ...]) -> None:
     moving = np.zeros((8, 16, 16, 3), dtype=np.uint8)
     moving[:, :8] = 255
     moving[0, 0, 0] = 0  # So that the file holds more than one picture.
     write_clip(moving, here / "mask.webp", fps=10)
-    assert run(model, "inpaint", "v.webp", "a red ball", *region, "--lossless", "--out", "o.mp4") == 0
+    assert run(model, "inpaint", *region, "v.webp", "a red ball", "--lossless", "--out", "o.mp4") == 0
     made, source = frames_of(here / "o.mp4"), frames_of(here / "v.webp")
     np.testing.assert_array_equal(made[:, 8:], source[:, 8:])
     assert (made[:, :8] != source[:, :8]).mean() > 0.5

@@ -13,6 +13,7 @@ import torch
 from diffusers import DiffusionPipeline, EulerDiscreteScheduler, PNDMScheduler
 from diffusers.video_processor import VideoProcessor
 from safetensors.torch import load_file, save_file
+from tqdm import tqdm
 
 import lumiere.pipeline
 from lumiere.codec import PixelBlocks
@@ -206,6 +207,27 @@ def test_what_the_network_means_is_clipped_to_pixels_at_every_step_with_any_samp
         )
         assert max(largest) < 1.001, name
         assert max(largest) > 0.99, name
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, 5),
+        ({"restarts": [0.5], "polish": [0.3, 0.2]}, 5 + 2 + 2),
+        ({"video": torch.zeros(1, 3, 8, 16, 16), "strength": 0.4}, 2),
+    ],
+)
+def test_a_bar_knows_how_many_steps_there_are(options: dict[str, Any], expected: int) -> None:
+    pipeline, bars, totals = tiny_pipeline(), [], []
+
+    def progress_bar(*, total: int) -> tqdm:
+        bars.append(tqdm(total=total, disable=False))
+        return bars[-1]
+
+    pipeline.progress_bar = progress_bar
+    size = {"num_inference_steps": 5, "num_frames": 8, "height": 16, "width": 16}
+    pipeline(PROMPT, **size, callback_on_step_end=lambda *_: totals.append(bars[0].total), **options)
+    assert totals == [expected] * expected and [bar.n for bar in bars] == [expected]
 
 
 def same_to_rounding(one: np.ndarray, other: np.ndarray) -> bool:

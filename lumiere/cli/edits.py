@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, UseAppendAction, arg
 
 from lumiere.cli.styles import StyleOptions
 from lumiere.cli.words import unset
@@ -143,8 +143,10 @@ class Inpaint(VideoOptions):
 
     mask: Annotated[Path | None, unset("FILE", "none")] = None
     """Where to make it, in white: an image, or a video of as many frames."""
-    box: Annotated[tuple[str, ...], arg(metavar="FRAME:LEFT,TOP,RIGHT,BOTTOM ...", help_behavior_hint="")] = ()
-    """Instead of a mask: a rectangle in pixels at one or more frames, between which it glides."""
+    box: UseAppendAction[
+        Annotated[tuple[str, ...], arg(metavar="FRAME:LEFT,TOP,RIGHT,BOTTOM", help_behavior_hint="")]
+    ] = ()
+    """Instead of a mask: a rectangle in pixels at one frame, and again at others, between which it glides."""
 
 
 @dataclass(frozen=True)
