@@ -279,6 +279,32 @@ def test_given_parts_of_later_frames_say_which_forecast_is_true(way: int, monkey
         assert torch.equal(told.is_open[0, 0, 1, 0], torch.arange(8) < 5)
 
 
+@pytest.mark.parametrize("way", [0, 1])
+def test_later_whole_frames_say_which_forecast_is_true(way: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What moves left or right by one place of eight a frame; the last frame shows it there, or where it began."""
+    given, forecast = blocks_given(4, (0,)), told_to_move(2, 0, 0)
+
+    def motion(pictures: Tensor, text: Tensor, which: Tensor, sources: Tensor, numbers: Tensor) -> Motion:
+        maps = torch.eye(2, 3).expand(len(which), 2, which.shape[1], 8, 8, 2, 3).clone()
+        moved = torch.stack((numbers - sources, sources - numbers), dim=1) / 4
+        maps[..., 0, 2] = moved[..., None, None]
+        return Motion(maps, torch.full(maps.shape[:-2], 9.0))
+
+    monkeypatch.setattr(forecast, "motion", motion)
+    both = ahead_of(forecast, given, own=200.0)
+    assert not torch.equal(both.shown[:, 0], both.shown[:, 1])
+    last = given.clone()
+    last[:, :12, 3], last[:, 12:, 3] = both.shown[:, way, :12, 3], 1
+    told = ahead_of(forecast, last, own=200.0)
+    assert torch.equal(told.shown[:, 0], told.shown[:, 1])
+    assert torch.equal(told.shown[:, 0, :, :2], both.shown[:, way, :, :2])
+    assert torch.equal(told.which, torch.tensor([[0, 0, 1, 1]]))
+    two = torch.cat([last, given])
+    two[1, :, 3] = given[0, :, 0]
+    for chance in (ahead_of(forecast, last, own=-200.0), ahead_of(forecast, two, own=200.0)):
+        assert not torch.equal(chance.shown[-1, 0], chance.shown[-1, 1])
+
+
 @pytest.mark.parametrize("family", ["embedded", "sd1"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_clips_of_which_nothing_is_given_are_left_alone(family: str, dtype: torch.dtype, tmp_path: Path) -> None:

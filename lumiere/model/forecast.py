@@ -18,8 +18,9 @@ TRUST = 0.5
 """What M is where C is forecast (1: given, 0: nothing is known)."""
 TOGETHER = 0.12
 """How far apart, in half pictures, the places may be that two maps of one thing's motion lead to."""
-LEAST_SEEN = 16
-"""Pixels of things that move, of all frames, that say which of two forecasts is true."""
+LEAST_SEEN, CLEARLY = 16, 0.75
+"""Pixels of things that move, of all frames, that say which of two forecasts is true, and how wrong that may be where
+whole frames say it, as a share of the other: where both end alike, as a loop does, chance is to choose."""
 LEAST_LOOP, GOES_ON = 16, 4
 """Fewest frames after which the same picture given again is a loop, and for how many more it must go on as it did."""
 CLOSED, EARLIER_IS_WORSE = 0.3, 0.5
@@ -53,6 +54,12 @@ class Ahead(NamedTuple):
     pictures: Tensor
     motion: Motion
     which: Tensor
+
+    def narrowed(self, ways: Tensor) -> Ahead:
+        """With ``ways`` [B, W] of these in their place."""
+        rows = torch.arange(len(ways), device=ways.device)[:, None]
+        motion = Motion(self.motion.maps[rows, ways], self.motion.seen[rows, ways])
+        return self._replace(shown=self.shown[rows, ways], motion=motion)
 
 
 class Forecast(nn.Module):
@@ -131,10 +138,11 @@ class Forecast(nn.Module):
         is_later = (is_whole.any(1, keepdim=True) & ~is_whole)[:, None, :, None, None]
         is_open = is_later & (share.amax(1, keepdim=True) == 0)
         ahead = Ahead(self.moved(pictures, motion, which), is_open, pictures, motion, which)
-        is_seen = is_later & (share.amin(1, keepdim=True) > 0)
-        if given.device.type == "meta" or not bool(is_seen.any()):
+        if given.device.type == "meta":
             return ahead
-        return self._as_is_seen(ahead, given[:, : self.picture_channels], is_seen)
+        ahead = self._as_whole_frames_show(ahead, given, text, times, is_whole)
+        is_seen = is_later & (share.amin(1, keepdim=True) > 0)
+        return ahead.narrowed(self._likelier(ahead, given, is_seen)) if bool(is_seen.any()) else ahead
 
     def shown(self, given: Tensor, noisy: Tensor, ahead: Ahead) -> Tensor:
         """<C, M> [B, c, T, h, w] of noisy clips [B, C, T, h, w], with forecasts of frames of which less is given."""
@@ -274,17 +282,34 @@ class Forecast(nn.Module):
         middle = self.look_middle(fine)
         return fine, middle, self.look_coarse(middle)
 
-    def _as_is_seen(self, ahead: Ahead, given: Tensor, is_seen: Tensor) -> Ahead:
-        """The forecasts, both the one that parts of later frames, C [B, C, T, h, w], show, where these are given
-        (``is_seen`` [B, 1, T, h, w]) and enough of what moves is, or was to be, in them."""
-        counts = self.firm(ahead).amax(1).repeat(1, self.picture_channels // self.block**2, 1, 1, 1) * is_seen
-        wrong = (ahead.shown[:, :, : self.picture_channels] - given[:, None]).square() * counts[:, None]
-        told = torch.arange(self.WAYS, device=given.device).expand(len(given), -1)
-        likelier = wrong.float().flatten(2).sum(2).argmin(1, keepdim=True)
-        is_told = counts.float().flatten(1).sum(1, keepdim=True) >= LEAST_SEEN * self.picture_channels / self.block**2
-        rows, ways = torch.arange(len(given), device=given.device)[:, None], torch.where(is_told, likelier, told)
-        motion = Motion(ahead.motion.maps[rows, ways], ahead.motion.seen[rows, ways])
-        return ahead._replace(shown=ahead.shown[rows, ways], motion=motion)
+    def _as_whole_frames_show(
+        self, ahead: Ahead, given: Tensor, text: Tensor, times: Tensor, is_whole: Tensor
+    ) -> Ahead:
+        """The forecasts, both the one by which the first whole frame of <C, M> becomes the later ones, where that is
+        clear: each is forecast from its nearest, and none of them alone says which way round things go."""
+        first = is_whole.int().argmax(1, keepdim=True)
+        is_later = is_whole & (torch.arange(given.shape[2], device=given.device) > first)
+        at = torch.nonzero(is_later.any(0)).flatten()
+        if not len(at):
+            return ahead
+        which = ahead.which.gather(1, first).expand(-1, len(at))
+        motion = self.motion(ahead.pictures, text, which, times.gather(1, first).expand(which.shape), times[:, at])
+        is_seen = is_later[:, None, at, None, None]
+        later = Ahead(self.moved(ahead.pictures, motion, which), is_seen, ahead.pictures, motion, which)
+        return ahead.narrowed(self._likelier(later, given[:, :, at], is_seen, clearly=CLEARLY))
+
+    def _likelier(self, ahead: Ahead, given: Tensor, is_seen: Tensor, *, clearly: float = 1.0) -> Tensor:
+        """Which forecasts [B, W] frames of <C, M> [B, c, T, h, w] show where these are given (``is_seen`` says where).
+
+        One alone where enough of what moves is, or was to be, in them, and it is ``clearly`` less wrong; else each.
+        """
+        colours = self.picture_channels // self.block**2
+        counts = self.firm(ahead).amax(1).repeat(1, colours, 1, 1, 1) * is_seen
+        wrong = (ahead.shown - given[:, None])[:, :, : self.picture_channels].square() * counts[:, None]
+        least, likelier = (wrong := wrong.float().flatten(2).sum(2)).min(1, keepdim=True)
+        is_told = counts.float().flatten(1).sum(1, keepdim=True) >= LEAST_SEEN * colours
+        is_told &= least <= clearly * wrong.amax(1, keepdim=True)
+        return torch.where(is_told, likelier, torch.arange(self.WAYS, device=given.device))
 
     def _first_is_likelier(self, shown: Tensor, noisy: Tensor) -> Tensor:
         """Whether the first of two forecasts [B, W, c, T, h, w] is nearer to the noisy clips, [B].
