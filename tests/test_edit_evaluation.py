@@ -122,8 +122,17 @@ def test_a_true_loop_goes_on_as_it_began(motion: str) -> None:
 
 def test_a_path_ends_where_it_ends() -> None:
     one = next(found for index in range(20) if (found := case("interpolate", index)).scene.actors[0].motion == "rise")
-    assert share("interpolate", one.clip, one) == {"path ends in place": 1}
-    assert share("interpolate", one.clip.flip(2), one) == {"path ends in place": 0}
+    assert share("interpolate", one.clip, one) == {"path ends in place": 1, "path ends as the true one": 1}
+    assert share("interpolate", one.clip.flip(2), one) == {"path ends in place": 0, "path ends as the true one": 0}
+
+
+def test_what_is_fast_is_not_in_its_last_place_one_frame_before() -> None:
+    one = draw_case(5, "interpolate", num_frames=80, size=(32, 32))
+    assert (one.scene.actors[0].motion, one.scene.actors[0].speed) == ("orbit", "fast")
+    assert share("interpolate", one.clip, one) == {"path ends in place": 0, "path ends as the true one": 1}
+    elsewhere = one.clip.clone()
+    elsewhere[:, :, -2] = one.clip[:, :, 20]
+    assert share("interpolate", elsewhere, one)["path ends as the true one"] == 0
 
 
 def test_a_recoloured_clip_has_the_new_colour_on_the_old_path() -> None:
