@@ -268,6 +268,8 @@ def test_a_style_is_trained_from_pictures_and_worn(tmp_path: Path, capsys: pytes
 def test_a_style_is_trained_on_latents_and_read_by_the_image_pipeline_too(name: str, tmp_path: Path) -> None:
     source = MODELS[name](tmp_path / "image")
     inflate_model(source, tmp_path / "video", num_frames=8)
+    settings = tmp_path / "video" / "model_index.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"default_steps": 2}))  # For training's samples.
     call = {"prompt": "a red ball", "num_inference_steps": 2, "guidance_scale": 4.0, "output_type": "np"}
     theirs = DiffusionPipeline.from_pretrained(source)
     theirs.set_progress_bar_config(disable=True)
