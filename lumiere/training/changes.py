@@ -16,7 +16,7 @@ FREE = {
     *("out", "device", "compile", "sharding", "readers", "batches_ahead"),
     # When it ends, is looked at and saved.
     *("num_steps", "log_every", "validate_every", "save_every", "keep_checkpoints", "async_save", "max_bad_steps"),
-    *("num_validation_clips", "num_samples", "metrics"),
+    *("num_validation_clips", "num_samples", "sample_steps", "metrics"),
     # What the exported networks do when they are not told otherwise.
     *("default_steps", "default_sampler", "default_timestep_shift", "default_guidance_scale"),
     *("default_guidance_interval", "default_noise_level", "default_back_projection", "default_polish"),

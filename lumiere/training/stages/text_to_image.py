@@ -77,6 +77,8 @@ class TextToImageSettings(Settings):
     caption_fact_weight: float = Field(default=0.05, ge=0)
     """Weight of a loss that keeps every fact of a caption readable from its mean text state, motion words too, which
     a still cannot teach; 0 leaves it out."""
+    sample_steps: int = Field(default=20, ge=1)
+    """Denoising steps of the stills that a run shows."""
 
 
 def make_image_network(settings: ImageNetworkSettings, *, size: int) -> UNet2DConditionModel:
@@ -261,7 +263,7 @@ class TextToImage:
             tokenizer=self.tokenizer,
             pixel_block_size=self.codec.size,
             num_frames=1,
-            default_steps=20,
+            default_steps=self.settings.sample_steps,
             default_guidance_scale=2.0,
         )
         pipeline.set_progress_bar_config(disable=True)
