@@ -186,7 +186,7 @@ def measures(edit: str, case: Case, made: Tensor) -> Measures:
             return {"new colour there": _one(colour == case.new_colour), "path kept": _one(_keeps_path(case, made))}
         case "interpolate":
             # What is fast is farther from its last place one frame before in true clips, too.
-            last, beside = (_comes_near(case, made, frame) for frame in (-1, -2))
+            last, beside = _comes_near(case, made, (-1, -2))
             return {"path ends in place": _one(last), "path ends as the true one": _one(beside)}
     raise ValueError(f"edit is {edit!r}; known are {', '.join(BARS)}")
 
@@ -250,13 +250,13 @@ def _across(clip: Tensor, region: Tensor) -> float:
     return float(torch.cat(found).mean())
 
 
-def _comes_near(case: Case, made: Tensor, frame: int) -> bool:
-    """Whether the object is, one frame before the last, which was given, near its true place in a ``frame``."""
+def _comes_near(case: Case, made: Tensor, frames: Sequence[int]) -> list[bool]:
+    """Whether the object is, one frame before the last, which was given, near its true place in each of ``frames``."""
     tracks = [read_clip(clip[0]).actors[0].track for clip in (made, case.clip)]
     if any(track is None or not bool(track.weight[-2]) for track in tracks):
-        return False
+        return [False] * len(frames)
     (x, y), (true_x, true_y) = ((track.pose.x, track.pose.y) for track in tracks if track is not None)
-    return bool(torch.hypot(x[-2] - true_x[frame], y[-2] - true_y[frame]) <= NEAR)
+    return [bool(torch.hypot(x[-2] - true_x[frame], y[-2] - true_y[frame]) <= NEAR) for frame in frames]
 
 
 def _keeps_path(case: Case, made: Tensor) -> bool:

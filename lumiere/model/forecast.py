@@ -292,10 +292,10 @@ class Forecast(nn.Module):
         at = torch.nonzero(is_later.any(0)).flatten()
         if not len(at):
             return ahead
-        which = ahead.which.gather(1, first).expand(-1, len(at))
-        motion = self.motion(ahead.pictures, text, which, times.gather(1, first).expand(which.shape), times[:, at])
+        picture, which = frames_at(given, first), torch.zeros_like(first).expand(-1, len(at))
+        motion = self.motion(picture, text, which, times.gather(1, first).expand(which.shape), times[:, at])
         is_seen = is_later[:, None, at, None, None]
-        later = Ahead(self.moved(ahead.pictures, motion, which), is_seen, ahead.pictures, motion, which)
+        later = Ahead(self.moved(picture, motion, which), is_seen, picture, motion, which)
         return ahead.narrowed(self._likelier(later, given[:, :, at], is_seen, clearly=CLEARLY))
 
     def _likelier(self, ahead: Ahead, given: Tensor, is_seen: Tensor, *, clearly: float = 1.0) -> Tensor:
@@ -306,7 +306,8 @@ class Forecast(nn.Module):
         colours = self.picture_channels // self.block**2
         counts = self.firm(ahead).amax(1).repeat(1, colours, 1, 1, 1) * is_seen
         wrong = (ahead.shown - given[:, None])[:, :, : self.picture_channels].square() * counts[:, None]
-        least, likelier = (wrong := wrong.float().flatten(2).sum(2)).min(1, keepdim=True)
+        wrong = wrong.float().flatten(2).sum(2)
+        least, likelier = wrong.min(1, keepdim=True)
         is_told = counts.float().flatten(1).sum(1, keepdim=True) >= LEAST_SEEN * colours
         is_told &= least <= clearly * wrong.amax(1, keepdim=True)
         return torch.where(is_told, likelier, torch.arange(self.WAYS, device=given.device))
